@@ -1,0 +1,37 @@
+# Two commands do everything: `make quickstart` and `make test`. Both create the environment first; a second call installs nothing.
+PYTHON ?= python3
+BIN := .venv/bin
+# NNCF compiles its fake-quantize kernels with ninja, found on PATH.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: quickstart test lint types unit lock clean
+
+quickstart: .venv/installed
+	edgestill run recipes/quickstart.yaml
+
+test: lint types unit
+
+lint: .venv/installed
+	ruff check .
+	ruff format --check .
+	lint-imports
+
+types: .venv/installed
+	mypy
+
+unit: .venv/installed
+	pytest -q
+
+.venv/installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"edgestill needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Set PYTHON=python3.11.")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv==0.13.9'
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+lock: .venv/installed
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet -o requirements.lock
+
+clean:
+	rm -rf .venv runs build dist

@@ -1,0 +1,325 @@
+"""The recipe: everything that one run of the pipeline is told, read in this one file.
+
+Imports no torch, so that `edgestill recipe validate` answers at once. Unknown keys are refused with the nearest known
+one; values are checked here and nowhere else. Lengths are epochs, learning rates are per step, accuracies are fractions.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from targets.errors import RecipeError
+
+SCHEMA_VERSION = 1
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+def _not_a_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_not_a_bool), Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class AugmentConfig(Section):
+    """Random crop after `crop` pixels of zero padding, and a horizontal flip. None: what the data set allows."""
+
+    crop: int | None = Field(None, ge=0, le=64)
+    flip: bool | None = None
+    erase: Fraction = Field(0.0, description="probability of erasing a random rectangle of up to a quarter of the image")
+
+
+class DataConfig(Section):
+    """Where images and labels come from, and how the training part is divided. The test part is never touched by it."""
+
+    source: str = Field(
+        description="mnist_5k, digits, torchvision:NAME, npz:PATH, image_folder:PATH or python:package.module:factory"
+    )
+    root: Path = Field(Path("data"), description="where torchvision's sets are looked for and downloaded to")
+    image_size: Count | None = Field(None, description="pixels; image_folder only: the side of the centre crop")
+    validation: Fraction = Field(0.1, description="share of the training part held out for every choice; 0: no choice is made")
+    calibration: Count = Field(512, description="training samples that set the quantizers' ranges")
+    test: Fraction = Field(0.2, description="share held out for testing where the data have no test part of their own")
+    max_unreadable: Fraction = Field(0.01, description="image_folder: refused above this share of unreadable images")
+    workers: int = Field(2, ge=0, le=64, description="image_folder: processes that decode images")
+    augment: AugmentConfig = AugmentConfig()
+
+
+class TrainConfig(Section):
+    """One training: optimizer, schedule, length."""
+
+    epochs: Count = 10
+    batch_size: Count = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.1
+    momentum: Fraction = 0.9
+    nesterov: bool = True
+    weight_decay: float = Field(5e-4, ge=0.0)
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0.0)
+    milestones: tuple[Count, ...] = Field((), description="step: epochs after which the rate is multiplied by gamma")
+    gamma: Positive = 0.1
+    label_smoothing: Fraction = 0.0
+    ema_decay: Fraction | None = Field(None, description="weight EMA; the averaged weights are evaluated and kept")
+    grad_clip: Positive | None = Field(None, description="largest gradient norm")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where a short measurement is faster")
+    channels_last: bool = True
+
+    @model_validator(mode="after")
+    def _schedule_is_whole(self) -> TrainConfig:
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError("schedule: step needs milestones, the epochs after which the rate falls")
+        if self.milestones and self.schedule != "step":
+            raise ValueError(f"milestones belong to schedule: step, not to schedule: {self.schedule}")
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs}")
+        return self
+
+
+class ModelConfig(Section):
+    """An architecture and, optionally, its weights."""
+
+    model: str = Field(description="resnet8 ... wrn_40_2, torchvision:NAME, timm:NAME or python:package.module:factory")
+    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model's constructor")
+    pretrained: bool = Field(False, description="start from the library's published weights")
+    checkpoint: Path | None = Field(None, description="safetensors, or a torch file that loads with weights_only")
+
+
+class TeacherConfig(ModelConfig):
+    """The teacher. With a checkpoint and `train: null` it is taken as it is."""
+
+    train: TrainConfig | None = TrainConfig()
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> TeacherConfig:
+        if self.train is None and self.checkpoint is None and not self.pretrained:
+            raise ValueError("train: null needs a checkpoint or pretrained: true; else the teacher has random weights")
+        return self
+
+
+class CurriculumConfig(Section):
+    """Which training samples are shown when: a difficulty measurer and a pacing function (Wang et al., 2021)."""
+
+    difficulty: Literal["teacher_loss", "teacher_entropy", "margin"] = "teacher_loss"
+    pacing: Literal["linear", "root", "quadratic", "competence"] = "root"
+    order: Literal["easy_first", "hard_first", "random"] = Field("easy_first", description="random is the control")
+    start_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.5, description="b: the share shown first")
+    full_at: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.5, description="a: share of the training after which all is shown")
+    root_p: Positive = Field(2.0, description="competence: the root")
+
+
+class DistillConfig(ModelConfig):
+    """The student and how it learns from the teacher's soft labels (Hinton et al., 2015)."""
+
+    train: TrainConfig = TrainConfig()
+    temperature: Positive = 4.0
+    kd_weight: Fraction = Field(0.9, description="alpha: the soft labels' share of the loss; 0 is plain training")
+    loss: str | None = Field(None, description="python:package.module:factory instead of KD")
+    curriculum: CurriculumConfig | None = None
+    rounds: Count = Field(1, description="at most so many rounds; each begins with soft labels of the best model so far")
+    target_top1: Fraction | None = Field(None, description="validation top-1 at which no further round is begun")
+
+
+class QuantizeConfig(Section):
+    """PTQ -> QAT; the first rung that passes the gate ships. `method: qat` forces QAT, `ptq` never trains."""
+
+    method: Literal["ladder", "ptq", "qat"] = "ladder"
+    max_drop: Fraction = Field(0.005, description="gate: validation top-1 that may be lost against the float student")
+    train: TrainConfig = TrainConfig(epochs=2, lr=0.01, weight_decay=1e-4)
+    kd_weight: Fraction = Field(0.9, description="share of the float student's soft labels, T = 1")
+    kernels: Literal["torch", "extension"] = Field("torch", description="NNCF's fake-quantize kernels: reference, or compiled C++")
+    controls: bool = Field(True, description="also report PTQ alone and an FP32 fine-tune of the same length")
+
+
+class BudgetConfig(Section):
+    """What the target must keep to. Exceeded is exit 4, unreadable is exit 7."""
+
+    p50_ms: Positive | None = None
+    p99_ms: Positive | None = None
+    peak_rss_mib: Positive | None = None
+    size_mib: Positive | None = None
+    load_ms: Positive | None = None
+    top1_min: Fraction | None = None
+
+
+class TargetConfig(Section):
+    """One target device: what to compile for, where it runs, what it must keep to."""
+
+    name: str
+    device: str = Field("local", description="local; later a name of devices.yaml or ssh://user@host")
+    options: dict[str, Any] = Field(default_factory=dict)
+    budget: BudgetConfig = BudgetConfig()
+    min_int8_share: Fraction = Field(0.95, description="placement gate: share of MACs that must run in INT8")
+    on_failure: Literal["float", "error"] = Field("float", description="float: ship float and say why; error: stop")
+
+
+class BenchConfig(Section):
+    """How long each artifact is measured (benchmarks/device/measure.py holds the presets)."""
+
+    preset: Literal["smoke", "ci", "release"] = "smoke"
+    launches: Count | None = Field(None, description="fresh processes an artifact; None: the preset's number")
+
+
+class GateConfig(Section):
+    """The gate on the artifact that ships, against the float student, on the test samples."""
+
+    max_drop: Fraction = Field(0.01, description="top-1 that may be lost between the float student and the artifact")
+
+
+class Recipe(Section):
+    """From a teacher to every target device."""
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: DataConfig
+    teacher: TeacherConfig
+    distill: DistillConfig
+    quantize: QuantizeConfig = QuantizeConfig()
+    targets: Annotated[tuple[TargetConfig, ...], Field(min_length=1)]
+    gate: GateConfig = GateConfig()
+    bench: BenchConfig = BenchConfig()
+
+    @model_validator(mode="after")
+    def _choices_have_data(self) -> Recipe:
+        if self.data.validation == 0:
+            if self.distill.target_top1 is not None or self.distill.rounds > 1:
+                raise ValueError("data.validation=0 leaves nothing to choose by: drop distill.target_top1 and rounds")
+            if self.quantize.method == "ladder":
+                raise ValueError("data.validation=0 leaves the ladder nothing to choose by: set quantize.method to ptq or qat")
+        names = [(target.name, target.device, str(target.options)) for target in self.targets]
+        if len(set(names)) != len(names):
+            raise ValueError("targets: the same target stands there twice with the same device and options")
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe, apply `a.b=c` overrides, check it. Raises RecipeError: what, why, what to do."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {_reason(error)}. Name a recipe, or write one: edgestill recipe init.") from None
+    try:
+        raw = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{path} is not YAML: {_first_line(error)}. Mend that line.") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path} holds {_kind(raw)}, not a recipe's sections. Begin with: edgestill recipe init.")
+    for override in overrides:
+        _apply(raw, override)
+    return parse_recipe(raw, str(path))
+
+
+def parse_recipe(raw: Mapping[str, Any], origin: str) -> Recipe:
+    """Check a recipe given as plain values; `origin` names it in messages."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, origin)) from None
+    except RecursionError:
+        raise RecipeError(f"{origin} nests values in themselves. Write them out.") from None
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The recipe's JSON Schema."""
+    return Recipe.model_json_schema()
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    """Set one dotted key; list items are addressed by their number (targets.0.device)."""
+    key, separator, text = override.partition("=")
+    if not separator or not key or "" in key.split("."):
+        raise RecipeError(f"--set {override}: not of the form section.key=value. Example: --set distill.train.epochs=20.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {override}: '{text}' is not a YAML value. Quote it.") from None
+    *parents, last = key.split(".")
+    node: Any = raw
+    for parent in parents:
+        node = _step(node, parent, override)
+    if isinstance(node, dict):
+        node[last] = value
+    elif isinstance(node, list) and last.isdecimal() and int(last) < len(node):
+        node[int(last)] = value
+    else:
+        raise RecipeError(f"--set {override}: there is no '{key}' to set. See: edgestill recipe schema.")
+
+
+def _step(node: Any, name: str, override: str) -> Any:
+    if isinstance(node, dict):
+        if node.get(name) is None:
+            node[name] = {}
+        return node[name]
+    if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
+        return node[int(name)]
+    raise RecipeError(f"--set {override}: '{name}' is not a section of the recipe. See: edgestill recipe schema.")
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    """The first fault in words, and how many more there are."""
+    faults = error.errors(include_url=False)
+    first = faults[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the recipe"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        advice = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}."
+        message = f"{origin}: unknown key '{where}'; {advice}"
+    elif first["type"] == "missing":
+        message = f"{origin}: '{where}' is missing. Add it; `edgestill recipe schema` describes it."
+    else:
+        given = "" if isinstance(first["input"], dict) else f"={str(first['input'])[:60]!r}"
+        reason = first["msg"].removeprefix("Value error, ")
+        message = f"{origin}: {where}{given}: {reason}."
+    more = len(faults) - 1
+    return message + (f" ({more} more fault{'s' if more > 1 else ''} in this recipe)" if more else "")
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    """The keys that the section at `location` knows."""
+    section: type[BaseModel] = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation if part in section.model_fields else None
+        found = _section_in(annotation)
+        if found is None:
+            return []
+        section = found
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        if (found := _section_in(argument)) is not None:
+            return found
+    return None

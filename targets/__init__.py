@@ -1,0 +1,1 @@
+"""What a model is compiled for: one file a target."""
