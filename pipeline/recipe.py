@@ -32,6 +32,8 @@ Count = Annotated[int, BeforeValidator(_not_a_bool), Field(ge=1)]
 
 
 class Section(BaseModel):
+    """A part of the recipe: unknown keys, NaN and later changes are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -40,7 +42,9 @@ class AugmentConfig(Section):
 
     crop: int | None = Field(None, ge=0, le=64)
     flip: bool | None = None
-    erase: Fraction = Field(0.0, description="probability of erasing a random rectangle of up to a quarter of the image")
+    erase: Fraction = Field(
+        0.0, description="probability of erasing a random rectangle of up to a quarter of the image"
+    )
 
 
 class DataConfig(Section):
@@ -51,7 +55,9 @@ class DataConfig(Section):
     )
     root: Path = Field(Path("data"), description="where torchvision's sets are looked for and downloaded to")
     image_size: Count | None = Field(None, description="pixels; image_folder only: the side of the centre crop")
-    validation: Fraction = Field(0.1, description="share of the training part held out for every choice; 0: no choice is made")
+    validation: Fraction = Field(
+        0.1, description="share of the training part held out for every choice; 0: no choice is made"
+    )
     calibration: Count = Field(512, description="training samples that set the quantizers' ranges")
     test: Fraction = Field(0.2, description="share held out for testing where the data have no test part of their own")
     max_unreadable: Fraction = Field(0.01, description="image_folder: refused above this share of unreadable images")
@@ -76,7 +82,9 @@ class TrainConfig(Section):
     label_smoothing: Fraction = 0.0
     ema_decay: Fraction | None = Field(None, description="weight EMA; the averaged weights are evaluated and kept")
     grad_clip: Positive | None = Field(None, description="largest gradient norm")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where a short measurement is faster")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where a short measurement is faster"
+    )
     channels_last: bool = True
 
     @model_validator(mode="after")
@@ -118,7 +126,9 @@ class CurriculumConfig(Section):
     pacing: Literal["linear", "root", "quadratic", "competence"] = "root"
     order: Literal["easy_first", "hard_first", "random"] = Field("easy_first", description="random is the control")
     start_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.5, description="b: the share shown first")
-    full_at: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.5, description="a: share of the training after which all is shown")
+    full_at: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.5, description="a: share of the training after which all is shown"
+    )
     root_p: Positive = Field(2.0, description="competence: the root")
 
 
@@ -130,7 +140,9 @@ class DistillConfig(ModelConfig):
     kd_weight: Fraction = Field(0.9, description="alpha: the soft labels' share of the loss; 0 is plain training")
     loss: str | None = Field(None, description="python:package.module:factory instead of KD")
     curriculum: CurriculumConfig | None = None
-    rounds: Count = Field(1, description="at most so many rounds; each begins with soft labels of the best model so far")
+    rounds: Count = Field(
+        1, description="at most so many rounds; each begins with soft labels of the best model so far"
+    )
     target_top1: Fraction | None = Field(None, description="validation top-1 at which no further round is begun")
 
 
@@ -141,7 +153,9 @@ class QuantizeConfig(Section):
     max_drop: Fraction = Field(0.005, description="gate: validation top-1 that may be lost against the float student")
     train: TrainConfig = TrainConfig(epochs=2, lr=0.01, weight_decay=1e-4)
     kd_weight: Fraction = Field(0.9, description="share of the float student's soft labels, T = 1")
-    kernels: Literal["torch", "extension"] = Field("torch", description="NNCF's fake-quantize kernels: reference, or compiled C++")
+    kernels: Literal["torch", "extension"] = Field(
+        "torch", description="NNCF's fake-quantize kernels: reference, or compiled C++"
+    )
     controls: bool = Field(True, description="also report PTQ alone and an FP32 fine-tune of the same length")
 
 
@@ -200,7 +214,9 @@ class Recipe(Section):
             if self.distill.target_top1 is not None or self.distill.rounds > 1:
                 raise ValueError("data.validation=0 leaves nothing to choose by: drop distill.target_top1 and rounds")
             if self.quantize.method == "ladder":
-                raise ValueError("data.validation=0 leaves the ladder nothing to choose by: set quantize.method to ptq or qat")
+                raise ValueError(
+                    "data.validation=0 leaves the ladder nothing to choose by: set quantize.method to ptq or qat"
+                )
         names = [(target.name, target.device, str(target.options)) for target in self.targets]
         if len(set(names)) != len(names):
             raise ValueError("targets: the same target stands there twice with the same device and options")
@@ -212,7 +228,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {_reason(error)}. Name a recipe, or write one: edgestill recipe init.") from None
+        raise RecipeError(
+            f"{path} cannot be read: {_reason(error)}. Name a recipe, or write one: edgestill recipe init."
+        ) from None
     try:
         raw = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -255,7 +273,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     """Set one dotted key; list items are addressed by their number (targets.0.device)."""
     key, separator, text = override.partition("=")
     if not separator or not key or "" in key.split("."):
-        raise RecipeError(f"--set {override}: not of the form section.key=value. Example: --set distill.train.epochs=20.")
+        raise RecipeError(
+            f"--set {override}: not of the form section.key=value. Example: --set distill.train.epochs=20."
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -323,3 +343,38 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
         if (found := _section_in(argument)) is not None:
             return found
     return None
+
+
+FIRST_RECIPE = """\
+# Every key, its default and its meaning: edgestill recipe schema
+schema_version: 1
+name: {name}
+data:
+  source: "{source}"
+teacher:
+  model: resnet20
+  train: {{epochs: 8, lr: 0.1}}
+distill:
+  model: resnet8
+  train: {{epochs: 8, lr: 0.1}}
+  temperature: 4.0
+  kd_weight: 0.9
+  curriculum: {{difficulty: teacher_loss, pacing: root, order: easy_first}}
+quantize:
+  method: ladder
+  train: {{epochs: 2, lr: 0.01}}
+targets:
+  - name: openvino-cpu
+  - name: onnxruntime-cpu
+bench: {{preset: smoke}}
+"""
+
+
+def write_first_recipe(path: Path, source: str) -> None:
+    """Write a small, valid recipe to begin with. Raises RecipeError where a file stands there already."""
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem).strip("._-") or "recipe"
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(FIRST_RECIPE.format(name=name[:64], source=source.replace("\\", "\\\\").replace('"', '\\"')))
+    except FileExistsError:
+        raise RecipeError(f"{path} exists already. Name another file, or delete it first.") from None

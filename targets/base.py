@@ -35,9 +35,7 @@ class TensorSpec:
 
     def fixed(self, batch: int) -> tuple[int, ...]:
         """The shape with the first axis set to `batch` where it is free, and 1 for any other free axis."""
-        return tuple(
-            (batch if axis == 0 else 1) if size is None else size for axis, size in enumerate(self.shape)
-        )
+        return tuple((batch if axis == 0 else 1) if size is None else size for axis, size in enumerate(self.shape))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +141,11 @@ class Placement:
         return sum(layer.macs for layer in self.layers if layer.precision == "int8") / total if total else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        return {"source": self.source, "int8_share": self.int8_share, "layers": [asdict(layer) for layer in self.layers]}
+        return {
+            "source": self.source,
+            "int8_share": self.int8_share,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Placement:
@@ -165,9 +167,18 @@ class Session(Protocol):
 class Target(Protocol):
     """One runtime on one kind of device."""
 
-    name: str
-    scheme: str  # what is trained; targets that share one share a quantized student
-    dialect: str  # the exact rewrites the runtime wants
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def scheme(self) -> str:
+        """What is trained; targets that share one share a quantized student."""
+        ...
+
+    @property
+    def dialect(self) -> str:
+        """The exact rewrites that the runtime wants."""
+        ...
 
     def missing(self) -> str | None:
         """The pip command that installs what is absent, or None."""
@@ -230,4 +241,5 @@ def _typed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def preprocessing_from_json(values: Mapping[str, Any]) -> Preprocessing:
-    return Preprocessing(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    typed: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Preprocessing(**typed)

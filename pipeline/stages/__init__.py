@@ -1,0 +1,18 @@
+"""The stages, each imported when it is first used: a run that finds everything finished imports none of them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.stages import bundle, data, deploy, distill, export, quantize, report, score, teacher, verdict
+
+__all__ = ["bundle", "data", "deploy", "distill", "export", "quantize", "report", "score", "teacher", "verdict"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__} has no stage '{name}'")
+    return import_module(f"{__name__}.{name}")

@@ -1,0 +1,182 @@
+"""The program on the device: one command, one JSON document on stdout, one exit code.
+
+Run as `python3 edgestill-device.pyz COMMAND`. Failures are {"error", "exit_code"} and that exit code, never a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+from targets.errors import EdgestillError, RecipeError
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a wrong command line as every other failure."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(f"{self.prog}: {message}. See: {self.prog} --help.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command and print its JSON; returns the exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        command: Callable[[argparse.Namespace], dict[str, Any]] = arguments.command
+        document, exit_code = command(arguments), 0
+    except EdgestillError as error:
+        document, exit_code = {"error": str(error), "exit_code": error.exit_code}, error.exit_code
+    except Exception as error:
+        document, exit_code = {"error": f"{type(error).__name__}: {error}", "exit_code": 1}, 1
+    print(json.dumps(document), flush=True)
+    return exit_code
+
+
+def run() -> int:
+    """`main` for a process of its own: what runtimes print to stdout, from C++ too, goes to stderr."""
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(answer, "w", encoding="utf-8")
+    return main(sys.argv[1:])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="edgestill-device", description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    verify = _command(commands, "verify", _verify, "check every byte of a bundle and replay its golden input")
+    verify.add_argument("bundle", type=Path)
+
+    probe = _command(commands, "probe", _probe, "what a target lacks and offers on this machine")
+    compile_ = _command(commands, "compile", _compile, "compile an exported graph on this machine")
+    for command in (probe, compile_):
+        command.add_argument("--target", required=True)
+        command.add_argument("--options", type=_json_object, default={})
+    compile_.add_argument("--exported", type=Path, required=True)
+    compile_.add_argument("--precision", required=True)
+    compile_.add_argument("--out", type=Path, required=True)
+
+    evaluate = _command(commands, "evaluate", _evaluate, "save what a model answers on an evaluation set")
+    evaluate.add_argument("--evaluation", type=Path, required=True)
+    evaluate.add_argument("--out", type=Path, required=True)
+    evaluate.add_argument("--batch", type=_count, default=1)
+    evaluate.add_argument("--source", choices=("shards", "encoded"), default="shards")
+
+    measure = _command(commands, "measure", _measure, "one launch: load, warm up, time")
+    measure.add_argument("--evaluation", type=Path)
+    measure.add_argument("--boundary", choices=("runtime", "host_e2e"), default="runtime")
+    measure.add_argument("--out", type=Path, required=True, help="the raw samples: .npy, int64 nanoseconds")
+    measure.add_argument("--start-temp-c", type=float)
+    throughput = _command(commands, "throughput", _throughput, "samples a second, back to back")
+    placement = _command(commands, "placement", _placement, "what the runtime's executed graph says")
+    for command in (measure, throughput):
+        command.add_argument("--preset", choices=("smoke", "ci", "release"), default="smoke")
+        command.add_argument("--short", action="store_true", help="a quarter of the preset's window")
+        command.add_argument("--seed", type=int, default=0)
+    for command in (evaluate, measure, throughput, placement):
+        command.add_argument("--compiled", type=Path, required=True)
+    _command(commands, "environment", _environment, "the fingerprint of this machine")
+    return parser
+
+
+def _command(commands: Any, name: str, function: Callable[..., dict[str, Any]], text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError("not 1 or more")
+    return value
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+# A command imports what it needs and no more: `environment` and `verify` of a broken bundle start no runtime.
+
+
+def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.device.verify import verify_bundle
+
+    return verify_bundle(arguments.bundle)
+
+
+def _probe(arguments: argparse.Namespace) -> dict[str, Any]:
+    from targets import make_target
+
+    target = make_target(arguments.target, arguments.options)
+    missing = target.missing()
+    offered = list(target.float_precisions()) if missing is None else []
+    return {"missing": missing, "float_precisions": offered, "scheme": target.scheme, "dialect": target.dialect}
+
+
+def _compile(arguments: argparse.Namespace) -> dict[str, Any]:
+    from targets import make_target
+    from targets.base import Exported
+
+    target = make_target(arguments.target, arguments.options)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    compiled = target.compile(Exported.load(arguments.exported), arguments.out, arguments.precision)
+    return {"compiled": str(arguments.out), "files": dict(compiled.files), "toolchain": compiled.toolchain}
+
+
+def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.device.evaluate import evaluate
+
+    return evaluate(
+        arguments.compiled, arguments.evaluation, arguments.out, batch=arguments.batch, source=arguments.source
+    )
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.device.measure import PRESETS, measure_launch
+
+    preset = PRESETS[arguments.preset]
+    return measure_launch(
+        arguments.compiled,
+        preset.shortened() if arguments.short else preset,
+        boundary=arguments.boundary,
+        samples_path=arguments.out,
+        evaluation_dir=arguments.evaluation,
+        start_temp_c=arguments.start_temp_c,
+        seed=arguments.seed,
+    )
+
+
+def _throughput(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.device.measure import PRESETS, measure_throughput
+
+    preset = PRESETS[arguments.preset]
+    return measure_throughput(
+        arguments.compiled, preset.shortened() if arguments.short else preset, seed=arguments.seed
+    )
+
+
+def _placement(arguments: argparse.Namespace) -> dict[str, Any]:
+    from targets import make_target
+    from targets.base import CompiledModel
+
+    compiled = CompiledModel.load(arguments.compiled)
+    return make_target(compiled.target, compiled.options).placement(compiled).to_json()
+
+
+def _environment(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.device.environment import environment
+
+    return asdict(environment())
+
+
+if __name__ == "__main__":
+    sys.exit(run())

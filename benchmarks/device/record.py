@@ -1,0 +1,355 @@
+"""A measurement's record, schema 1: what a launch saw, what it amounts to, and whether it can be trusted.
+
+Writes nothing itself: `to_json` and `validate` are the way out and in. A value that could not be read is null with its
+reason in `flags`, never 0. A launch that fails a validity check is kept and says so in `disturbances`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Union
+
+import numpy as np
+
+from targets.base import Array
+from targets.errors import MeasurementError
+
+Samples = Union[Sequence[int], "array[int]", Array]
+
+SCHEMA_VERSION = 1
+HARNESS_VERSION = 1  # raised when a change of the harness moves its numbers: records across it are not comparable
+
+# Queries below which a percentile is not reported: MLPerf's early stopping, 99 % confidence, one query over the latency.
+MIN_QUERIES = {90.0: 64, 95.0: 130, 99.0: 662, 99.9: 6636}
+
+MAX_PSI_PERCENT = 5.0
+MIN_CPU_SHARE = 0.95
+MAX_SWITCHES_PER_S = 10.0
+MAX_DRIFT = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What was measured; `sha256` is over the names and digests of the compiled files."""
+
+    name: str
+    sha256: str
+    bytes: int
+    precision: str
+    inputs: tuple[dict[str, Any], ...]
+    teacher: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """What ran it. `fallback_ops` are the layers of arithmetic that did not run in the model's precision."""
+
+    name: str
+    version: str
+    provider: str
+    flags: dict[str, Any]
+    engine_sha256: str | None = None
+    fallback_ops: tuple[str, ...] | None = None
+    ops_per_unit: dict[str, int] | None = None  # MACs a sample, by precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """How it was asked. `boundary`: runtime is the runtime's call alone, host_e2e is encoded bytes to label."""
+
+    kind: str
+    preset: str
+    batch: int
+    boundary: str
+    warmup_s: float
+    min_s: float
+    min_q: int
+    seed: int
+    transfers: bool | None = None
+    cuda_graph: bool | None = None
+    spin: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Of one launch, in microseconds. A percentile with too few queries behind it is None."""
+
+    min: float
+    p25: float
+    p50: float
+    p90: float | None
+    p99: float | None
+    p999: float | None
+    mean: float
+    sd: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Peak resident memory from before the load to the end of the warm-up, the interpreter's own share included."""
+
+    vmhwm_mib: float | None
+    baseline_mib: float | None  # resident before the runtime was imported
+    pss_mib: float | None
+    cgroup_peak_mib: float | None
+    gpu_mib: float | None = None
+    gpu_source: str | None = None
+    arena: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Energy:
+    """Of one inference, in millijoules; `rails` are the raw readings over the timed window in microjoules."""
+
+    source: str | None
+    rails: dict[str, int]
+    gross_mj: float | None
+    idle_w: float | None
+    net_mj: float | None
+    hz: float | None = None  # None: the counter integrates by itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telemetry:
+    """The machine around the timed window. `psi_cpu` is the share of it in which some task waited for a CPU, percent."""
+
+    temp_c: float | None
+    clk_mhz: float | None
+    throttle_delta: int | None
+    psi_cpu: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One fresh process. `order` is its place among all launches of the session; `i` counts those of its arm."""
+
+    i: int
+    arm: str
+    order: int
+    n: int
+    load_ms: float  # the runtime's import and the model's load, up to the first query
+    first_ms: float
+    lat_us: Latency
+    samples_file: str
+    warmup_s: float
+    wall_s: float
+    cpu_s: float
+    nivcsw: int
+    majflt: int
+    overhead_us: float  # p50 of the same loop around a call that does nothing
+    memory: Memory
+    energy: Energy
+    telemetry: Telemetry
+    disturbances: tuple[str, ...]
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Over the launches: medians of theirs. `ci95` is the order-statistic interval of the median, None below 6 launches;
+    `es_p90_us` and `es_p99_us` are MLPerf's early-stopping estimates over all queries."""
+
+    p25_us: float
+    p50_us: float
+    ci95: tuple[float, float] | None
+    fps: float
+    es_p90_us: float | None
+    es_p99_us: float | None
+    load_ms: float | None
+    first_ms: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Offline: samples a second, back to back, at the larger batch where the graph leaves it free."""
+
+    fps: float
+    batch: int
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What must agree between two records (`hard`), what is better to agree (`soft`), and what could not be read."""
+
+    hard: dict[str, Any]
+    soft: dict[str, Any]
+    hard_sha256: str
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validity:
+    """`ok` while fewer than half of the launches were disturbed: the median over launches is what is compared."""
+
+    ok: bool
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One model on one device under one preset."""
+
+    schema_version: int
+    run_id: str
+    utc: str
+    git: dict[str, Any]
+    model: Model
+    runtime: Runtime
+    scenario: Scenario
+    launches: tuple[Launch, ...]
+    summary: Summary
+    host_e2e: Summary | None
+    throughput: Throughput | None
+    memory: Memory
+    energy: Energy
+    accuracy: dict[str, Any] | None
+    env: Environment
+    telemetry: Telemetry
+    validity: Validity
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def latency_of(samples_ns: Samples) -> Latency:
+    """Summarise one launch's raw nanoseconds in microseconds."""
+    us = np.asarray(samples_ns, dtype=np.float64) / 1e3
+    return Latency(
+        min=float(us.min()),
+        p25=float(np.percentile(us, 25)),
+        p50=float(np.percentile(us, 50)),
+        p90=percentile(us, 90.0),
+        p99=percentile(us, 99.0),
+        p999=percentile(us, 99.9),
+        mean=float(us.mean()),
+        sd=float(us.std(ddof=1)) if us.size > 1 else 0.0,
+    )
+
+
+def percentile(values: Sequence[float] | Array, q: float) -> float | None:
+    """The q-th percentile (0..100, linear interpolation), or None where MIN_QUERIES says that there are too few."""
+    return float(np.percentile(values, q)) if len(values) >= MIN_QUERIES.get(q, 1) else None
+
+
+def count_flags(num_queries: int) -> tuple[str, ...]:
+    """Why percentiles of this many queries are null."""
+    return tuple(
+        f"p{q:g}: n too small ({num_queries} of {needed} queries)"
+        for q, needed in MIN_QUERIES.items()
+        if num_queries < needed and q != 95.0
+    )
+
+
+def disturbances_of(
+    samples_ns: Samples, *, wall_s: float, cpu_s: float, nivcsw: int, majflt: int, telemetry: Telemetry
+) -> tuple[str, ...]:
+    """The validity checks that a launch fails, in words; empty for a quiet one. What was not readable is not judged."""
+    drift = quarter_drift(samples_ns)
+    psi, throttled = telemetry.psi_cpu, telemetry.throttle_delta
+    checks = (
+        (psi is None or psi <= MAX_PSI_PERCENT, f"other work waited for a CPU in {psi or 0.0:.1f} % of the time"),
+        (cpu_s >= MIN_CPU_SHARE * wall_s, f"had the CPU for {cpu_s / wall_s:.0%} of the time only"),
+        (nivcsw <= MAX_SWITCHES_PER_S * wall_s, f"{nivcsw / wall_s:.0f} involuntary switches a second"),
+        (majflt == 0, f"{majflt} pages were read from disk"),
+        (drift is None or abs(drift) <= MAX_DRIFT, f"the last quarter differs from the first by {drift or 0.0:+.1%}"),
+        (not throttled, f"throttled {throttled} times"),
+    )
+    return tuple(message for passed, message in checks if not passed)
+
+
+def quarter_drift(samples_ns: Samples) -> float | None:
+    """Relative change of the median from the first quarter of the samples to the last; None below 16 samples."""
+    quarter = len(samples_ns) // 4
+    if quarter < 4:
+        return None
+    first, last = np.median(samples_ns[:quarter]), np.median(samples_ns[-quarter:])
+    return float(last / first - 1.0) if first > 0 else None
+
+
+def validity_of(launches: Sequence[Launch], extra_flags: Sequence[str] = ()) -> Validity:
+    """Sum up the launches; a flag that several launches share stands once."""
+    disturbed = sum(bool(launch.disturbances) for launch in launches)
+    told = [f"launch {launch.i}: {reason}" for launch in launches for reason in launch.disturbances]
+    flags = dict.fromkeys([*told, *(flag for launch in launches for flag in launch.flags), *extra_flags])
+    return Validity(ok=2 * disturbed < len(launches), flags=tuple(flags))
+
+
+def validate(values: Mapping[str, Any]) -> Record:
+    """Check a record's JSON against schema 1; raises MeasurementError that names the first key at fault."""
+    version = values.get("schema_version") if isinstance(values, Mapping) else None
+    if version != SCHEMA_VERSION:
+        raise MeasurementError(
+            f"record: schema_version={version!r}, this edgestill reads {SCHEMA_VERSION}. Measure again, or use its version."
+        )
+    record: Record = _built(Record, values, "record")
+    for launch in record.launches:
+        _check_launch(launch)
+    return record
+
+
+def from_json(kind: type[Any], values: Any, where: str) -> Any:
+    """Build one of this module's dataclasses from JSON; raises MeasurementError that names the key at fault."""
+    return _built(kind, values, where)
+
+
+def _check_launch(launch: Launch) -> None:
+    latency = launch.lat_us
+    ordered = [
+        p for p in (latency.min, latency.p25, latency.p50, latency.p90, latency.p99, latency.p999) if p is not None
+    ]
+    if launch.n < 1 or launch.wall_s <= 0 or ordered != sorted(ordered) or ordered[0] < 0:
+        raise MeasurementError(
+            f"record: launch {launch.i} of '{launch.arm}' contradicts itself (n={launch.n}, wall_s={launch.wall_s}, "
+            f"percentiles {ordered}). Measure again."
+        )
+
+
+def _built(kind: type[Any], values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise _fault(where, f"a {type(values).__name__} stands where '{kind.__name__}' belongs")
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(values) - set(hints)):
+        raise _fault(f"{where}.{unknown[0]}", "unknown key")
+    required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+    if absent := sorted(required - set(values)):
+        raise _fault(f"{where}.{absent[0]}", "missing")
+    return kind(**{key: _typed(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _typed(annotation: Any, value: Any, where: str) -> Any:
+    """`value` as `annotation` wants it: the few forms that the dataclasses above use."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _typed(arguments[0], value, where)
+    if dataclasses.is_dataclass(annotation):
+        return _built(typing.cast("type[Any]", annotation), value, where)
+    if origin is tuple:
+        return _items(arguments, value, where)
+    wanted = dict if origin is dict else annotation
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise _fault(where, f"{value!r} is not of type {wanted.__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _fault(where, f"{value} is not a number; unreadable is null")
+    return value
+
+
+def _items(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise _fault(where, f"{value!r} is not a list")
+    kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+    if len(kinds) != len(value):
+        raise _fault(where, f"{len(value)} values where {len(kinds)} belong")
+    return tuple(_typed(kind, item, f"{where}.{i}") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _fault(where: str, why: str) -> MeasurementError:
+    return MeasurementError(f"{where}: {why}. Measure again, or mend the record.")

@@ -1,0 +1,145 @@
+"""Where a command runs: a device takes files, runs a command line, gives files back.
+
+`Local` is this machine. What runs there is always the packed device program in a fresh process (`benchmarks/pack.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from targets.errors import DeviceError, EdgestillError, MeasurementError, TargetError
+
+COMMAND_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a command on a device ended."""
+
+    returncode: int  # negative: killed by that signal
+    stdout: str
+    stderr: str
+
+
+class Device(Protocol):
+    """A machine that measures. Paths on it are strings: they need not exist here."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def python(self) -> str:
+        """The interpreter there that has numpy and the runtime."""
+        ...
+
+    def run(self, argv: Sequence[str], *, timeout_s: float = COMMAND_TIMEOUT_S) -> Completed:
+        """Run one command to its end; raises DeviceError where it cannot be started or takes longer than `timeout_s`."""
+        ...
+
+    def put(self, path: Path) -> str:
+        """Bring a file or directory there; returns its path there."""
+        ...
+
+    def get(self, remote: str, path: Path) -> None:
+        """Fetch a file."""
+        ...
+
+    def scratch(self, directory: Path) -> str:
+        """A directory there that holds what a command writes and that `directory` stands for here."""
+        ...
+
+    def facts(self) -> Mapping[str, Any]:
+        """What is known of the device without measuring."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """This machine: nothing is copied, every command is a process of its own."""
+
+    name: str = "local"
+    python: str = sys.executable
+
+    def run(self, argv: Sequence[str], *, timeout_s: float = COMMAND_TIMEOUT_S) -> Completed:
+        try:
+            done = subprocess.run(
+                list(argv),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout_s,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired:
+            raise DeviceError(
+                f"{self.name}: {' '.join(argv[:5])} ... did not end within {timeout_s:g} s and was stopped. "
+                "Take a smaller model or a shorter preset."
+            ) from None
+        except OSError as error:
+            raise DeviceError(
+                f"{self.name}: {argv[0]} cannot be started: {error.strerror}. Name another python."
+            ) from None
+        return Completed(done.returncode, done.stdout, done.stderr)
+
+    def put(self, path: Path) -> str:
+        return str(path.resolve())
+
+    def get(self, remote: str, path: Path) -> None:
+        if Path(remote).resolve() != path.resolve():
+            shutil.copyfile(remote, path)
+
+    def scratch(self, directory: Path) -> str:
+        directory.mkdir(parents=True, exist_ok=True)
+        return str(directory.resolve())
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"device": self.name, "python": self.python}
+
+
+def run_program(
+    device: Device, program: str, argv: Sequence[str], *, timeout_s: float = COMMAND_TIMEOUT_S
+) -> dict[str, Any]:
+    """Run one command of the device program there; returns its JSON.
+
+    Its refusals are raised here with the device's own words: TargetError (exit 5) and MeasurementError (exit 7) as such,
+    everything else as DeviceError. `-I`: neither the caller's PYTHONPATH nor its folder decides what is imported.
+    """
+    done = device.run([device.python, "-I", program, *argv], timeout_s=timeout_s)
+    document = _last_json(done.stdout)
+    if done.returncode == 0 and document is not None:
+        return document
+    if document is not None and "error" in document:
+        raise _error_class(done.returncode)(f"{device.name}: {document['error']}")
+    raise DeviceError(
+        f"{device.name}: '{argv[0]}' {_how_it_ended(done.returncode)} without an answer: {_tail(done.stderr)}. "
+        "Run it there by hand to see more."
+    )
+
+
+def _error_class(exit_code: int) -> type[EdgestillError]:
+    return {5: TargetError, 7: MeasurementError}.get(exit_code, DeviceError)
+
+
+def _last_json(stdout: str) -> dict[str, Any] | None:
+    lines = stdout.strip().splitlines()
+    try:
+        document = json.loads(lines[-1]) if lines else None
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _how_it_ended(returncode: int) -> str:
+    return f"was killed by signal {-returncode}" if returncode < 0 else f"ended with exit code {returncode}"
+
+
+def _tail(stderr: str) -> str:
+    lines = stderr.strip().splitlines()
+    return lines[-1][:200] if lines else "it said nothing"

@@ -1,0 +1,223 @@
+"""Figures of a report, as plain plotly dictionaries.
+
+Reads parts of a summary (mappings from JSON; any value may be null); a figure without a point is None. Colours are
+names of the page's own (`var(--int8)`): the page sets them to what its theme has, so that one figure serves light, dark
+and print. Labels come from outside and are escaped, since plotly reads tags in any text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from math import ceil, floor, log10
+from typing import Any
+
+from benchmarks.report_tables import name_of
+
+Figure = dict[str, Any]
+Point = tuple[float, float]
+
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "hexagon")
+_PRECISIONS = {"int8": "int8", "fp32": "fp32", "bf16": "half", "fp16": "half"}
+
+
+def colour_of(precision: str | None) -> str:
+    return f"var(--{_PRECISIONS.get(precision or '', 'other')})"
+
+
+def is_dominated(point: Point, points: Sequence[Point]) -> bool:
+    """Whether another point is at least as fast and as accurate, and better in one. A point is (latency, top-1)."""
+    latency, top1 = point
+    return any(x <= latency and y >= top1 and (x, y) != point for x, y in points)
+
+
+def pareto_figure(targets: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Top-1 over p50 latency; within a target, what another row beats in both is grey."""
+    traces = [trace for index, target in enumerate(targets) for trace in _pareto_traces(target, index)]
+    if not traces:
+        return None
+    latencies_ms = [x for trace in traces for x in trace["x"]]
+    layout = _layout(
+        height=400,
+        xaxis=_log_axis("p50 latency, ms, log scale (left is faster)", latencies_ms, margin=0.08),
+        yaxis=_axis("top-1 on test, %"),
+        showlegend=len(targets) > 1,
+    )
+    return {"data": traces, "layout": layout}
+
+
+def _pareto_traces(target: Mapping[str, Any], index: int) -> list[Figure]:
+    """The line that joins what no other row beats, and the rows on it and below it."""
+    rows = [row for row in target.get("rows") or () if row.get("p50_ms") and row.get("top1") is not None]
+    if not rows:
+        return []
+    rows.sort(key=lambda row: (row["p50_ms"], row["top1"]))
+    points = [(row["p50_ms"], 100 * row["top1"]) for row in rows]
+    front = [point for point in points if not is_dominated(point, points)]
+    line = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [x for x, _ in front],
+        "y": [y for _, y in front],
+        "line": {"shape": "hv", "width": 1, "dash": "dot", "color": "var(--muted)"},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+    return [line, _pareto_markers(rows, points, front, escape(name_of(target.get("target"))), index)]
+
+
+def _pareto_markers(
+    rows: Sequence[Mapping[str, Any]], points: Sequence[Point], front: Sequence[Point], name: str, index: int
+) -> Figure:
+    """Only the ends of the front are labelled, towards the middle of the plot: between them labels would collide."""
+    labels = [escape(name_of(row.get("arm"))) for row in rows]
+    colours = [
+        colour_of(row.get("precision")) if point in front else "var(--dominated)"
+        for row, point in zip(rows, points, strict=True)
+    ]
+    side = "bottom" if index % 2 else "top"
+    return {
+        "type": "scatter",
+        "mode": "markers+text",
+        "name": name,
+        "x": [x for x, _ in points],
+        "y": [y for _, y in points],
+        "text": [label if point in (front[0], front[-1]) else "" for label, point in zip(labels, points, strict=True)],
+        "textposition": [f"{side} {'right' if point == front[0] else 'left'}" for point in points],
+        "customdata": labels,
+        "cliponaxis": False,
+        "marker": {"size": 11, "symbol": SYMBOLS[index % len(SYMBOLS)], "color": colours},
+        "hovertemplate": "%{customdata}<br>%{x:.3g} ms, %{y:.2f} %<extra>%{fullData.name}</extra>",
+    }
+
+
+def ecdf_figure(target: Mapping[str, Any]) -> Figure | None:
+    """The share of single calls that are answered within a time, a line a row; teachers are dashed."""
+    rows = [row for row in target.get("rows") or () if row.get("latency_ecdf_ms")]
+    if not rows:
+        return None
+    traces = [_ecdf_trace(row) for row in rows]
+    layout = _layout(
+        height=320,
+        xaxis=_log_axis("latency, ms, log scale", [x for trace in traces for x in trace["x"]], margin=0.02),
+        yaxis=_axis("calls answered, %", range=[0, 101]),
+        showlegend=True,
+    )
+    return {"data": traces, "layout": layout}
+
+
+def _ecdf_trace(row: Mapping[str, Any]) -> Figure:
+    quantiles_ms = sorted(row["latency_ecdf_ms"])
+    dash = "dash" if row.get("role") == "teacher" else "solid"
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": escape(name_of(row.get("arm"))),
+        "x": quantiles_ms,
+        "y": [100 * (index + 1) / len(quantiles_ms) for index in range(len(quantiles_ms))],
+        "line": {"shape": "hv", "width": 2, "dash": dash, "color": colour_of(row.get("precision"))},
+        "hovertemplate": "%{y:.0f} % within %{x:.3g} ms",
+    }
+
+
+_PANELS = (
+    ("top-1, %", (("validation_top1", "validation", "solid"), ("train_top1", "training", "dot")), 100),
+    ("loss", (("loss", "loss", "solid"),), 1),
+    ("shown, %", (("shown_fraction", "pacing: samples shown", "solid"),), 100),
+)
+
+
+def training_figure(stage: Mapping[str, Any]) -> Figure | None:
+    """Accuracy, loss and, with a curriculum, the share of samples shown, one panel under the other over the epochs."""
+    epochs = stage.get("epochs") or ()
+    panels = [panel for panel in _PANELS if any(epoch.get(key) is not None for key, *_ in panel[1] for epoch in epochs)]
+    if not panels:
+        return None
+    layout = _layout(
+        height=70 + 130 * len(panels), showlegend=True, xaxis=_axis("epoch", dtick=max(1, len(epochs) // 10))
+    )
+    traces: list[Figure] = []
+    for index, (title, curves, scale) in enumerate(panels):
+        axis = f"y{index + 1}".removesuffix("1")
+        bottom = 1 - (index + 1) / len(panels)
+        layout[f"yaxis{axis[1:]}"] = _axis(
+            title,
+            domain=[bottom + 0.04, bottom + 1 / len(panels)],
+            nticks=5,
+            rangemode="normal" if index == 0 else "tozero",
+        )
+        traces += [_curve(epochs, *curve, scale, axis, index) for curve in curves]
+    layout["xaxis"]["anchor"] = axis  # the epochs stand under the lowest panel
+    if stage.get("best_epoch") is not None:
+        layout["shapes"] = [_best_epoch(stage["best_epoch"])]
+    return {"data": traces, "layout": layout}
+
+
+def _curve(
+    epochs: Sequence[Mapping[str, Any]], key: str, name: str, dash: str, scale: int, axis: str, panel: int
+) -> Figure:
+    points = [
+        (epoch["epoch"], scale * epoch[key]) for epoch in epochs if None not in (epoch.get("epoch"), epoch.get(key))
+    ]
+    colour = ("var(--int8)", "var(--half)", "var(--fp32)")[panel]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": [x for x, _ in points],
+        "y": [y for _, y in points],
+        "yaxis": axis,
+        "line": {"width": 2, "dash": dash, "color": colour},
+        "marker": {"size": 5},
+        "hovertemplate": "epoch %{x}: %{y:.4g}",
+    }
+
+
+def _best_epoch(epoch: int) -> Figure:
+    return {
+        "type": "line",
+        "xref": "x",
+        "yref": "paper",
+        "x0": epoch,
+        "x1": epoch,
+        "y0": 0,
+        "y1": 1,
+        "line": {"width": 1, "dash": "dot", "color": "var(--muted)"},
+    }
+
+
+def _axis(title: str, **more: Any) -> Figure:
+    return {
+        "title": {"text": title, "standoff": 8},
+        "gridcolor": "var(--line)",
+        "linecolor": "var(--line)",
+        "zeroline": False,
+        "automargin": True,
+        "fixedrange": True,  # a finger that scrolls the page must not zoom
+        **more,
+    }
+
+
+def _log_axis(title: str, values: Sequence[float], margin: float) -> Figure:
+    """Ticks in plain figures; `margin` is left free on either side, as a share of the span, for labels."""
+    low, high = log10(min(values)), log10(max(values))
+    free = margin * max(high - low, 0.3)
+    decades = range(floor(low - free), ceil(high + free) + 1)
+    ticks = [
+        digit * 10.0**decade for decade in decades for digit in ((1, 1.5, 2, 3, 5, 7) if high - low < 1.5 else (1, 3))
+    ]
+    return _axis(
+        title, type="log", range=[low - free, high + free], tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks]
+    )
+
+
+def _layout(**more: Any) -> Figure:
+    return {
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": "var(--text)"},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 48, "r": 16, "t": 24, "b": 40},
+        "legend": {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
+        "hoverlabel": {"font": {"family": "system-ui, sans-serif"}},
+        **more,
+    }

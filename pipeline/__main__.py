@@ -1,0 +1,5 @@
+"""`python -m pipeline` is `edgestill`."""
+
+from pipeline.cli import main
+
+main()

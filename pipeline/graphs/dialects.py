@@ -1,0 +1,46 @@
+"""Dialects: the list of exact rewrites that each runtime wants before it runs a Q/DQ graph in INT8.
+
+The scheme (what was trained) is one for all; ONNX Runtime on x86 wants one unsigned type all over, OpenVINO takes the
+graph as it was exported. Reads and changes an `onnx_ir.Model`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from pipeline.graphs import rewrites
+from targets.errors import ModelError
+
+Rewrite = Callable[[ir.Model], int]
+
+CLEAN: tuple[Rewrite, ...] = (
+    rewrites.tidy,
+    rewrites.fold_constants,
+    rewrites.fold_padding,
+    rewrites.integer_weights,
+)
+
+DIALECTS: dict[str, tuple[Rewrite, ...]] = {
+    "openvino": (*CLEAN, rewrites.tidy),
+    "onnxruntime": (
+        *CLEAN,
+        rewrites.drop_redundant_activations,
+        rewrites.quantize_before_clip,
+        rewrites.unsigned_activations,
+        rewrites.sink_dequantize,
+        rewrites.integer_bias,
+        rewrites.tidy,
+    ),
+}
+
+
+def apply_dialect(model: ir.Model, dialect: str) -> int:
+    """Rewrite `model` in place; returns the number of changes. Raises ModelError for a dialect that nobody speaks."""
+    if dialect not in DIALECTS:
+        near = difflib.get_close_matches(dialect, DIALECTS, n=1)
+        advice = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(DIALECTS)}."
+        raise ModelError(f"dialect '{dialect}': no target speaks it. {advice}")
+    return sum(rewrite(model) for rewrite in DIALECTS[dialect])

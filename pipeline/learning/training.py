@@ -1,0 +1,384 @@
+"""The one epoch loop, on accelerate: teacher, student, quantized student and every control are trained here.
+
+Every epoch's randomness is a function of (seed, epoch) and the learning rate one of the step, so the state between two
+epochs is the weights, the optimizer, the average and the best epoch so far. It is written after each epoch: a training
+that was killed goes on and ends with the same weights, bit for bit, on the same CPU.
+"""
+# Shapes: N batch, C channels, H height, W width, K classes.
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import AutocastKwargs
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pipeline.learning.data import Batch, Data
+from pipeline.learning.models import predict
+from pipeline.progress import Progress
+from pipeline.recipe import TrainConfig
+from targets.base import read_json, write_json
+from targets.errors import TrainingError
+
+Loss = Callable[[Tensor, "Tensor | None", Tensor], Tensor]  # student (N, K), teacher (N, K) or None, labels (N,)
+Shown = Callable[[float], "Tensor | None"]  # progress in [0, 1) -> positions in the train split, None for all
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the training curve; top-1 are fractions, `shown_fraction` the share of the train split visited."""
+
+    epoch: int
+    loss: float
+    train_top1: float
+    validation_top1: float | None
+    shown_fraction: float
+    lr: float
+    images_per_s: float
+    seconds: float
+
+
+@dataclass
+class Trained:
+    """The end of a training. `best` is by validation top-1 and equals `last` where there is no validation split."""
+
+    best: dict[str, Tensor]
+    last: dict[str, Tensor]
+    best_epoch: int
+    precision: str
+    epochs: list[Epoch] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return sum(epoch.seconds for epoch in self.epochs)
+
+    def summary(self) -> dict[str, Any]:
+        """What the stage's JSON keeps."""
+        best = next(epoch for epoch in self.epochs if epoch.epoch == self.best_epoch)
+        return {
+            "precision": self.precision,
+            "best_epoch": self.best_epoch,
+            "validation_top1_best": best.validation_top1,
+            "validation_top1_last": self.epochs[-1].validation_top1,
+            "seconds": self.seconds,
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+        }
+
+
+def all_samples(progress: float) -> None:
+    """No curriculum: every epoch shows every sample."""
+
+
+def train(
+    model: nn.Module,
+    data: Data,
+    loss: Loss,
+    config: TrainConfig,
+    *,
+    seed: int,
+    checkpoint_dir: Path,
+    progress: Progress,
+    label: str,
+    teacher: nn.Module | None = None,
+    shown: Shown = all_samples,
+) -> Trained:
+    """Train `model` in place and return the best and the last weights.
+
+    loss takes logits (N, K) of the student and of the teacher (None without one) and class ids (N,), and returns a
+    scalar in nats. Raises TrainingError when the loss is no number; the last good checkpoint stays.
+    """
+    checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    run = _begin(model, data, loss, config, seed, checkpoint_dir, teacher)
+    first_epoch = _resume(run, checkpoint_dir, progress)
+    total = config.epochs
+    with progress.task(label, total=total) as overall:
+        overall.advance(first_epoch)
+        for epoch in range(first_epoch, total):
+            done = _train_epoch(run, epoch, shown(epoch / total), progress, label)
+            _keep(run, done)
+            _save_checkpoint(run, checkpoint_dir)
+            overall.advance(1)
+            progress.say(_epoch_line(label, done, total))
+    trained = Trained(run.best, _state_of(run.evaluated), run.best_epoch, run.precision, run.epochs)
+    model.load_state_dict(trained.best)
+    return trained
+
+
+@dataclass
+class _Run:
+    """A training between two epochs."""
+
+    accelerator: Accelerator
+    model: nn.Module  # the caller's own module
+    forward: nn.Module  # the same, prepared: autocast, and DDP under `accelerate launch`
+    teacher: nn.Module | None
+    optimizer: Any
+    average: AveragedModel | None
+    data: Data
+    loss: Loss
+    config: TrainConfig
+    seed: int
+    precision: str
+    best: dict[str, Tensor]
+    best_top1: float = -1.0
+    best_epoch: int = 0
+    epochs: list[Epoch] = field(default_factory=list)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The module whose weights are evaluated and kept: the average where there is one."""
+        return self.average.module if self.average is not None else self.model
+
+
+class _Held(nn.Module):
+    """What accelerate prepares: it replaces `forward` of the module it is given, which NNCF's tracing does not survive."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        logits_NK: Tensor = self.model(x_NCHW)
+        return logits_NK
+
+
+def _begin(
+    model: nn.Module,
+    data: Data,
+    loss: Loss,
+    config: TrainConfig,
+    seed: int,
+    checkpoint_dir: Path,
+    teacher: nn.Module | None,
+) -> _Run:
+    device = PartialState().device
+    model.to(device)
+    if config.channels_last and survives_channels_last(model):
+        model.to(memory_format=torch.channels_last)
+    if teacher is not None:
+        teacher.to(device).eval().requires_grad_(False)
+        if config.channels_last:
+            teacher.to(memory_format=torch.channels_last)
+    precision = _decide_precision(model, teacher, data, loss, config, seed, checkpoint_dir)
+    # The state of accelerate is one a process: bf16 is declared once, and each training switches autocast on or off.
+    accelerator = Accelerator(
+        mixed_precision="bf16", kwargs_handlers=[AutocastKwargs(enabled=precision == "bf16", cache_enabled=True)]
+    )
+    forward, optimizer = accelerator.prepare(_Held(model), _optimizer(model, config))
+    average = None
+    if config.ema_decay is not None:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+    return _Run(
+        accelerator, model, forward, teacher, optimizer, average, data, loss, config, seed, precision, _state_of(model)
+    )
+
+
+def survives_channels_last(model: nn.Module) -> bool:
+    """False for a net whose backward pass corrupts memory in channels_last on a CPU.
+
+    Seen with torch 2.15 and its oneDNN: a strided 1x1 convolution of fewer than 16 input channels, an odd batch, two
+    threads ("double free" or a segmentation fault; with 16 channels and more, with stride 1 or contiguous: never).
+    """
+    return not any(
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+        and module.in_channels // module.groups < 16
+        for module in model.modules()
+    )
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Weight decay is for matrices and filters: norms, biases and quantizer ranges are left alone."""
+    decayed = [p for p in model.parameters() if p.ndim > 1 and p[0].numel() > 1]
+    left_alone = [p for p in model.parameters() if p.ndim <= 1 or p[0].numel() == 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": left_alone, "weight_decay": 0.0}]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr)
+    nesterov = config.nesterov and config.momentum > 0
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
+
+
+def learning_rate(config: TrainConfig, progress: float) -> float:
+    """The rate at `progress` epochs (a fraction of an epoch counts): linear warm-up, then cosine to 0, steps, or constant."""
+    if progress < config.warmup_epochs:
+        return config.lr * (progress + 1e-3) / config.warmup_epochs
+    if config.schedule == "cosine":
+        share = (progress - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+    if config.schedule == "step":
+        return config.lr * config.gamma ** sum(progress >= milestone for milestone in config.milestones)
+    return config.lr
+
+
+def _train_epoch(run: _Run, epoch: int, shown: Tensor | None, progress: Progress, label: str) -> Epoch:
+    begun_s = time.monotonic()
+    torch.manual_seed((run.seed << 16) + epoch)  # dropout and its like; the data derive their own from the same pair
+    run.model.train()
+    num_batches = run.data.num_train_batches(run.config.batch_size, None if shown is None else len(shown))
+    loss_sum, num_right, num_seen = 0.0, 0, 0
+    batches = run.data.train_batches(epoch=epoch, seed=run.seed, batch_size=run.config.batch_size, shown=shown)
+    with progress.task(f"{label} epoch {epoch + 1}/{run.config.epochs}", total=num_batches) as task:
+        for step, batch in enumerate(batches):
+            rate = learning_rate(run.config, epoch + step / num_batches)
+            loss, right = _train_step(run, batch, rate)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"{label}: the loss is {loss} in epoch {epoch + 1}, step {step + 1} (learning rate {rate:.2g}). "
+                    "Lower train.lr, or set train.grad_clip or train.warmup_epochs; the last good checkpoint is kept."
+                )
+            loss_sum, num_right, num_seen = (
+                loss_sum + loss * len(batch.labels_N),
+                num_right + right,
+                num_seen + len(batch.labels_N),
+            )
+            speed = num_seen / (time.monotonic() - begun_s)
+            task.advance(1, f"loss {loss_sum / num_seen:.3f}, top-1 {num_right / num_seen:.1%}, {speed:.0f} images/s")
+    train_s = time.monotonic() - begun_s
+    return Epoch(
+        epoch=epoch + 1,
+        loss=loss_sum / num_seen,
+        train_top1=num_right / num_seen,
+        validation_top1=_validate(run),
+        shown_fraction=num_seen / run.data.num_train,
+        lr=learning_rate(run.config, epoch),
+        images_per_s=num_seen / train_s,
+        seconds=time.monotonic() - begun_s,
+    )
+
+
+def _train_step(run: _Run, batch: Batch, rate: float) -> tuple[float, int]:
+    """One step; returns the loss in nats and how many of the batch were classified right."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    student_NK = run.forward(batch.x_NCHW).float()
+    teacher_NK = None
+    if run.teacher is not None:
+        with torch.no_grad(), run.accelerator.autocast():
+            teacher_NK = run.teacher(batch.x_NCHW).float()
+    loss = run.loss(student_NK, teacher_NK, batch.labels_N)
+    run.optimizer.zero_grad()
+    run.accelerator.backward(loss)
+    if run.config.grad_clip is not None:
+        run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.grad_clip)
+    run.optimizer.step()
+    if run.average is not None:
+        run.average.update_parameters(run.model)
+    return float(loss.detach()), int((student_NK.detach().argmax(1) == batch.labels_N).sum())
+
+
+def _validate(run: _Run) -> float | None:
+    if run.data.num_validation == 0:
+        return None
+    right = 0
+    for batch in run.data.plain_batches("validation"):
+        right += int((predict(run.evaluated, [batch]).argmax(1) == batch.labels_N).sum())
+    return right / run.data.num_validation
+
+
+def _keep(run: _Run, done: Epoch) -> None:
+    run.epochs.append(done)
+    top1 = done.validation_top1
+    if top1 is None or top1 > run.best_top1:
+        run.best, run.best_epoch = _state_of(run.evaluated), done.epoch
+        run.best_top1 = run.best_top1 if top1 is None else top1
+
+
+def _state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _epoch_line(label: str, done: Epoch, total: int) -> str:
+    validation = "" if done.validation_top1 is None else f", validation {done.validation_top1:.2%}"
+    shown = "" if done.shown_fraction > 0.99 else f", {done.shown_fraction:.0%} of the data"
+    return (
+        f"{label} {done.epoch}/{total}: loss {done.loss:.3f}, train {done.train_top1:.2%}{validation}{shown}, "
+        f"{done.images_per_s:.0f} images/s"
+    )
+
+
+def _save_checkpoint(run: _Run, checkpoint_dir: Path) -> None:
+    """Write the state between two epochs: whole or not at all."""
+    state = {
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "average": run.average.state_dict() if run.average is not None else None,
+        "best": run.best,
+        "best_top1": run.best_top1,
+        "best_epoch": run.best_epoch,
+        "epochs": [asdict(epoch) for epoch in run.epochs],
+    }
+    partial = checkpoint_dir / "training.pt.partial"
+    torch.save(state, partial)
+    partial.replace(checkpoint_dir / "training.pt")
+
+
+def _resume(run: _Run, checkpoint_dir: Path, progress: Progress) -> int:
+    """Restore the state after the last finished epoch; returns the epoch to go on with."""
+    path = checkpoint_dir / "training.pt"
+    if not path.exists():
+        return 0
+    try:
+        state = torch.load(path, weights_only=True, map_location=run.accelerator.device)
+    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
+        progress.say(f"{path} is truncated or altered ({type(error).__name__}): this training begins again")
+        return 0
+    _restore(run, state)
+    progress.say(f"going on after epoch {len(run.epochs)} of {run.config.epochs}")
+    return len(run.epochs)
+
+
+def _restore(run: _Run, state: Mapping[str, Any]) -> None:
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    if run.average is not None:
+        run.average.load_state_dict(state["average"])
+    run.best, run.best_top1, run.best_epoch = state["best"], state["best_top1"], state["best_epoch"]
+    run.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+
+
+def _decide_precision(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    data: Data,
+    loss: Loss,
+    config: TrainConfig,
+    seed: int,
+    checkpoint_dir: Path,
+) -> str:
+    """`auto` is settled by a short measurement before the first step, written down, and restored on resume."""
+    if config.precision != "auto":
+        return config.precision
+    decided_path = checkpoint_dir / "decided.json"
+    if decided_path.exists():
+        return str(read_json(decided_path)["precision"])
+    batch = next(iter(data.train_batches(epoch=0, seed=seed, batch_size=config.batch_size)))
+    seconds = {p: _step_seconds(model, teacher, batch, loss, bf16=p == "bf16") for p in ("fp32", "bf16")}
+    precision = min(seconds, key=seconds.__getitem__)
+    write_json(decided_path, {"precision": precision, "step_seconds": seconds})
+    return precision
+
+
+def _step_seconds(model: nn.Module, teacher: nn.Module | None, batch: Batch, loss: Loss, *, bf16: bool) -> float:
+    """Median of a few steps on a copy, so that the measurement leaves no trace in the weights."""
+    trial = copy.deepcopy(model).train()
+    seconds = []
+    for _ in range(6):
+        begun_s = time.perf_counter()
+        with torch.autocast(batch.x_NCHW.device.type, torch.bfloat16, enabled=bf16):
+            student_NK = trial(batch.x_NCHW)
+            with torch.no_grad():
+                teacher_NK = None if teacher is None else teacher(batch.x_NCHW).float()
+        loss(student_NK.float(), teacher_NK, batch.labels_N).backward()
+        seconds.append(time.perf_counter() - begun_s)
+    return sorted(seconds[2:])[1]

@@ -1,0 +1,190 @@
+"""The whole pipeline, read once, top to bottom: straight calls, and each finished stage is kept.
+
+data -> teacher -> student -> quantized -> exported -> scored -> compiled -> measured -> verdict -> bundle -> report
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.devices import Device, Local
+from pipeline.artifacts import Bundle, Measured, Report, TrainedModel, Verdict
+from pipeline.how import How
+from pipeline.progress import Progress, Quiet
+from pipeline.recipe import Recipe, TargetConfig, load_recipe
+from pipeline.steps import Steps
+from pipeline.workspace import Stopped, Workspace
+from targets import make_target
+from targets.base import write_json
+from targets.errors import BudgetError, EdgestillError, GateError, MeasurementError, RecipeError, TargetError
+
+STAGES = (
+    *("data", "teacher", "distill", "quantize", "export", "score"),
+    *("compile", "measure", "verdict", "bundle", "report"),
+)
+ERROR_OF_CODE = {error.exit_code: error for error in (GateError, BudgetError, TargetError, MeasurementError)}
+
+
+def pipeline(recipe: Recipe, workspace: Workspace, how: How) -> tuple[Report, dict[str, Verdict], dict[str, Bundle]]:
+    """From data to a report, and for each target a verdict and, where nothing forbids it, a bundle."""
+    do = Steps(recipe, workspace, how)
+    data = do.prepare_data()
+    teacher = do.train_teacher(data)
+    student = do.distill(data, teacher)
+    floats = {role: do.export_float(role, model, data) for role, model in (("student", student), ("teacher", teacher))}
+    quantized: dict[str, TrainedModel] = {}
+    measured: dict[str, Measured] = {}
+    verdicts: dict[str, Verdict] = {}
+    bundles: dict[str, Bundle] = {}
+    for scheme, targets in by_scheme(recipe.targets):  # targets that share a scheme share one quantized student
+        quantized[scheme] = do.quantize(scheme, data, student)
+        scores = do.score(scheme, data, teacher, student, quantized[scheme])
+        trained = {"teacher": teacher, "student": student, "quantized": quantized[scheme]}
+        for name, target in targets:
+            device = device_of(target)
+            dialect = make_target(target.name, target.options).dialect
+            int8 = do.export_quantized(scheme, dialect, quantized[scheme], student, data)
+            onnx_scores = do.score_onnx(dialect, int8, data)
+            compiled = do.compile(name, target, int8, floats, device)
+            measured[name] = do.measure(name, compiled, data, device)
+            verdict = verdicts[name] = do.judge(
+                name, target, data, (teacher, student), (scores, onnx_scores), compiled, measured[name]
+            )
+            if verdict.info["exit"] is None:
+                bundles[name] = do.bundle(name, verdict, compiled, measured[name], data, trained)
+    report = do.report(data, teacher, student, quantized, verdicts, measured)
+    return report, verdicts, bundles
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """Where everything is, what ships, and the error that the command ends with (after the report is written)."""
+
+    run_dir: Path
+    built: tuple[str, ...]
+    seconds: float
+    report_path: Path | None = None
+    bundles: Mapping[str, Path] = field(default_factory=dict)
+    shipped: Mapping[str, str] = field(default_factory=dict)
+    summary: Mapping[str, Any] | None = None
+    stopped: str | None = None
+    failure: EdgestillError | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": str(self.run_dir),
+            "built": list(self.built),
+            "seconds": round(self.seconds, 2),
+            "report": str(self.report_path) if self.report_path else None,
+            "bundles": {target: str(path) for target, path in self.bundles.items()},
+            "shipped": dict(self.shipped),
+            "stopped": self.stopped,
+            "error": str(self.failure) if self.failure else None,
+            "exit_code": self.failure.exit_code if self.failure else 0,
+        }
+
+    def text(self) -> str:
+        if self.summary is None:
+            return self.stopped or ""
+        from benchmarks.report import headline_rows, verdict
+
+        built = f"{len(self.built)} stages built" if self.built else "nothing to do"
+        lines = [*_aligned(headline_rows(self.summary)), "", verdict(self.summary)]
+        lines += [f"{target}: {what}" for target, what in self.shipped.items()]
+        lines += [f"bundle  {path}" for path in self.bundles.values()]
+        return "\n".join([*lines, f"report  {self.report_path}", f"{built}, {self.seconds:.1f} s"])
+
+
+def run_recipe(
+    recipe: Path | Recipe,
+    *,
+    overrides: Sequence[str] = (),
+    runs_dir: Path = Path("runs"),
+    until: str | None = None,
+    force: str | None = None,
+    dry_run: bool = False,
+    offline: bool = False,
+    allow_code: bool = False,
+    include_samples: bool = False,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Run a recipe (a path, or a Recipe made in Python) and return what came of it.
+
+    Raises an EdgestillError where a stage cannot go on; an artifact that breaks its budget or gate is in `failure`, because
+    the report that shows it has been written all the same.
+    """
+    if isinstance(recipe, Path):
+        recipe = load_recipe(recipe, overrides)
+    for option, stage in (("--until", until), ("--force", force)):
+        if stage is not None and stage not in STAGES:
+            raise RecipeError(f"{option} {stage}: there is no such stage. Stages: {', '.join(STAGES)}.")
+    check_targets(recipe.targets)
+    progress = progress or Quiet()
+    how = How(
+        seed=recipe.seed, progress=progress, offline=offline, allow_code=allow_code, include_samples=include_samples
+    )
+    workspace = Workspace(runs_dir, recipe.name, progress, force=force, until=until, dry_run=dry_run)
+    begun_s = time.monotonic()
+    with workspace.locked():
+        write_json(workspace.dir / "recipe.json", recipe.model_dump(mode="json"))
+        try:
+            report, verdicts, bundles = pipeline(recipe, workspace, how)
+        except Stopped as stop:
+            seconds = time.monotonic() - begun_s
+            return RunResult(run_dir=workspace.dir, built=tuple(workspace.built), seconds=seconds, stopped=str(stop))
+        report_dir = workspace.publish("report", report.dir)
+        paths = {name: workspace.publish(f"bundles/{name}", bundle.path) for name, bundle in bundles.items()}
+    return RunResult(
+        run_dir=workspace.dir,
+        built=tuple(workspace.built),
+        seconds=time.monotonic() - begun_s,
+        report_path=report_dir / "index.html",
+        bundles=paths,
+        shipped={name: f"{one.info['shipped']} ships: {one.info['why']}" for name, one in verdicts.items()},
+        summary=report.summary,
+        failure=_first_failure(verdicts),
+    )
+
+
+def by_scheme(targets: Sequence[TargetConfig]) -> Iterator[tuple[str, list[tuple[str, TargetConfig]]]]:
+    """Targets grouped by what they want trained, each with a name that is unique in the run."""
+    groups: dict[str, list[tuple[str, TargetConfig]]] = {}
+    num_seen: dict[str, int] = {}
+    for target in targets:
+        num_seen[target.name] = num_seen.get(target.name, 0) + 1
+        name = target.name if num_seen[target.name] == 1 else f"{target.name}-{num_seen[target.name]}"
+        groups.setdefault(make_target(target.name, target.options).scheme, []).append((name, target))
+    yield from groups.items()
+
+
+def check_targets(targets: Sequence[TargetConfig]) -> None:
+    """Raise RecipeError for a target, an option or a device that does not exist, before anything is trained for it."""
+    for target in targets:
+        make_target(target.name, target.options)
+        device_of(target)
+
+
+def device_of(target: TargetConfig) -> Device:
+    """The device that a target of the recipe names."""
+    if target.device != "local":
+        raise RecipeError(
+            f"target '{target.name}': device '{target.device}' is not known; this version drives this machine only. "
+            "Set device: local."
+        )
+    return Local()
+
+
+def _aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Rows of one set of columns as lines of text."""
+    table = [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))] if table else []
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def _first_failure(verdicts: Mapping[str, Verdict]) -> EdgestillError | None:
+    ends = [verdict.info["exit"] for verdict in verdicts.values() if verdict.info["exit"] is not None]
+    return ERROR_OF_CODE[ends[0]["code"]](ends[0]["message"]) if ends else None

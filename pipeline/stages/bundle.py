@@ -1,0 +1,265 @@
+"""Stage 6, bundle: everything that a device and its keeper need, in one directory that proves itself.
+
+Reads a compiled model, its record and its accuracy. Writes model/, golden/, record.json, edgestill-device.pyz,
+MODEL_CARD.md, manifest.json (sha256 of every other file) and manifest.sha256 over it. The same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.device.evaluate import batch_of
+from benchmarks.device.measure import synthetic_batch
+from benchmarks.device.preprocess import load_evaluation
+from benchmarks.device.verify import MANIFEST, SCHEMA_VERSION, SEAL, seal_of
+from benchmarks.pack import PROGRAM, pack_device_program
+from pipeline.artifacts import CompiledArms, Measured, PreparedData, Verdict
+from pipeline.how import How
+from targets import make_target
+from targets.base import Array, Batch, CompiledModel, sha256_file, write_json
+from targets.errors import DataError, TargetError
+
+# What another machine's kernels may change of an output, as a share of the golden output's range. INT8: a few quantization
+# steps of 1/255 add up over the layers; BF16 keeps 8 bits of mantissa.
+TOLERANCES = {"int8": 0.05, "bf16": 0.02, "fp16": 0.005, "fp32": 1e-4}
+GOLDEN_SEED = 0
+
+
+def bundle_shipped(
+    verdict: Verdict,
+    arms: CompiledArms,
+    measured: Measured,
+    prepared: PreparedData,
+    provenance: Mapping[str, Any],
+    out_dir: Path,
+    how: How,
+) -> None:
+    """Bundle what the verdict ships; with `how.include_samples` the golden input is real, else synthetic and seeded."""
+    info = verdict.info
+    compiled = CompiledModel.load(arms.dir / info["shipped_dir"])
+    golden = None
+    if how.include_samples:
+        size = batch_of(compiled.inputs, 1)
+        samples = load_evaluation(prepared.evaluation_dir).batches(size, compiled.inputs[0])
+        golden = {compiled.inputs[0].name: next(samples)}
+    write_bundle(
+        out_dir / "bundle",
+        compiled=compiled,
+        record=measured.records[info["shipped_arm"]],
+        accuracy=info["accuracy"],
+        provenance=provenance,
+        labels=prepared.info["classes"],
+        device_program=pack_device_program(out_dir / PROGRAM),
+        float_reason=info["float_reason"],
+        golden_input=golden,
+        include_samples=how.include_samples,
+    )
+
+
+def write_bundle(
+    out_dir: Path,
+    *,
+    compiled: CompiledModel,
+    record: Mapping[str, Any],
+    accuracy: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    labels: Sequence[str],
+    device_program: Path,
+    float_reason: str | None = None,
+    golden_input: Batch | None = None,
+    include_samples: bool = False,
+) -> Path:
+    """Write the bundle into `out_dir`, whole or not at all; returns it.
+
+    `record` is a record of schema 1, `accuracy` has the metric with n and interval, `float_reason` says why a float model
+    ships in place of INT8. The golden input is synthetic and seeded; a `golden_input` of real samples (one array an input,
+    batch first) is packed only with `include_samples`, and the manifest says so. The golden output is what this model
+    answers here, so the model must run on this machine. Raises TargetError where it answers with NaN or infinity.
+    """
+    if include_samples != (golden_input is not None):
+        raise DataError(
+            "bundle: real samples leave this machine only when both are given, the samples and include_samples. "
+            "Give both, or neither for a synthetic golden input."
+        )
+    partial = _fresh_directory(out_dir)
+    _copy_model(compiled, partial / "model")
+    golden = _write_golden(partial / "golden", compiled, golden_input)
+    write_json(partial / "record.json", dict(record))
+    shutil.copyfile(device_program, partial / PROGRAM)
+    manifest = _manifest(compiled, record, accuracy, provenance, labels, float_reason, golden)
+    (partial / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
+    write_json(partial / MANIFEST, {**manifest, "files": _digests(partial)})
+    (partial / SEAL).write_bytes(seal_of(partial / MANIFEST))
+    if out_dir.exists():
+        shutil.rmtree(out_dir)
+    return partial.rename(out_dir)
+
+
+def model_card(manifest: Mapping[str, Any]) -> str:
+    """The model card, as Markdown: what it is, what was measured and where, how to use it."""
+    return "\n".join(
+        (
+            f"# {manifest['name']} for {manifest['target']}",
+            "",
+            f"A {manifest['precision']} model for {manifest['built_for'].get('arch', 'any machine')}, {manifest['toolchain']}.",
+            *([f"Float ships in place of INT8: {manifest['float_reason']}"] if manifest["float_reason"] else []),
+            "",
+            *_section("Input and output", _tensor_lines(manifest)),
+            *_section("Accuracy", _fact_lines(manifest["accuracy"])),
+            *_section("Measured", _fact_lines(manifest["measured"])),
+            *_section("Origin", _fact_lines(manifest["provenance"])),
+            *_section("Check and use it", _use_lines(manifest)),
+        )
+    )
+
+
+def _fresh_directory(out_dir: Path) -> Path:
+    """An empty directory beside `out_dir`; refuses to replace what is no bundle."""
+    if out_dir.exists() and not (out_dir / MANIFEST).is_file() and any(out_dir.iterdir()):
+        raise DataError(f"{out_dir} holds files that are no bundle. Name another directory, or empty it.")
+    partial = out_dir.with_name(f".{out_dir.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def _copy_model(compiled: CompiledModel, model_dir: Path) -> None:
+    for name in ("compiled.json", *compiled.files):
+        (model_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(compiled.directory / name, model_dir / name)
+
+
+def _write_golden(golden_dir: Path, compiled: CompiledModel, samples: Batch | None) -> dict[str, Any]:
+    """Run the model once and save what went in and came out; returns the manifest's section."""
+    batch = batch_of(compiled.inputs, 1 if samples is None else len(next(iter(samples.values()))))
+    inputs = synthetic_batch(compiled.inputs, batch, GOLDEN_SEED) if samples is None else samples
+    session = make_target(compiled.target, compiled.options).load(compiled, batch=batch)
+    outputs = session.run(inputs)
+    golden_dir.mkdir()
+    for name, output in outputs.items():
+        if not np.isfinite(output).all():
+            raise TargetError(
+                f"{compiled.name}: output '{name}' is not finite on the golden input. Do not ship this model."
+            )
+    return {
+        "source": f"synthetic, seed {GOLDEN_SEED}" if samples is None else "real samples",
+        "contains_samples": samples is not None,
+        "batch": batch,
+        "inputs": _save(golden_dir, "input", inputs),
+        "outputs": _save(golden_dir, "output", outputs),
+        "tolerance": {name: _tolerance(output, compiled.precision) for name, output in outputs.items()},
+    }
+
+
+def _save(golden_dir: Path, stem: str, arrays: Batch) -> dict[str, str]:
+    names = {name: f"{stem}.npy" if len(arrays) == 1 else f"{stem}-{i}.npy" for i, name in enumerate(arrays)}
+    for name, file in names.items():
+        np.save(golden_dir / file, arrays[name], allow_pickle=False)
+    return {name: f"{golden_dir.name}/{file}" for name, file in names.items()}
+
+
+def _tolerance(output: Array, precision: str) -> float:
+    """Largest |delta| that is let pass; whole numbers (class ids) must agree."""
+    if output.dtype.kind != "f":
+        return 0.0
+    spread = float(np.max(output) - np.min(output)) or float(np.max(np.abs(output))) or 1.0
+    return TOLERANCES[precision] * spread
+
+
+def _manifest(
+    compiled: CompiledModel,
+    record: Mapping[str, Any],
+    accuracy: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    labels: Sequence[str],
+    float_reason: str | None,
+    golden: Mapping[str, Any],
+) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": compiled.name,
+        "target": compiled.target,
+        "options": dict(compiled.options),
+        "precision": compiled.precision,
+        "float_reason": float_reason,
+        "toolchain": compiled.toolchain,
+        "built_for": dict(compiled.built_for),
+        "inputs": [asdict(spec) for spec in compiled.inputs],
+        "outputs": [asdict(spec) for spec in compiled.outputs],
+        "preprocessing": asdict(compiled.preprocessing) if compiled.preprocessing else None,
+        "labels": list(labels),
+        "accuracy": dict(accuracy),
+        "measured": _measured(record, compiled),
+        "versions": {"python": sys.version.split()[0], "numpy": np.__version__, "runtime": compiled.toolchain},
+        "provenance": dict(provenance),
+        "golden": dict(golden),
+    }
+
+
+def _measured(record: Mapping[str, Any], compiled: CompiledModel) -> dict[str, Any]:
+    """What a keeper asks first; record.json has the rest."""
+    summary, hard = record["summary"], record["env"]["hard"]
+    return {
+        "on": f"{hard['cpu'] or 'a CPU without a name'}, {hard['arch']}, Linux {hard['kernel']}",
+        "at": record["utc"],
+        "preset": record["scenario"]["preset"],
+        "p50_us": summary["p50_us"],
+        "p50_ci95_us": summary["ci95"],
+        "fps": summary["fps"],
+        "load_ms": summary["load_ms"],
+        "peak_rss_mib": record["memory"]["vmhwm_mib"],
+        "size_mib": compiled.size_bytes / 2**20,
+        "trustworthy": record["validity"]["ok"],
+    }
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): sha256_file(path) for path in files}
+
+
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    return [f"## {title}", "", *lines, ""]
+
+
+def _fact_lines(facts: Mapping[str, Any]) -> list[str]:
+    return [f"- {key}: {_shown(value)}" for key, value in facts.items()] or ["- nothing is known"]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not measured"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items() if item is not None) or "none"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_shown(item) for item in value) + "]"
+    return str(value)
+
+
+def _tensor_lines(manifest: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for kind in ("inputs", "outputs"):
+        for spec in manifest[kind]:
+            shape = " x ".join("N" if size is None else str(size) for size in spec["shape"])
+            lines.append(f"- {kind[:-1]} `{spec['name']}`: {spec['dtype']}, {shape} {spec['layout']}".rstrip())
+    labels = manifest["labels"]
+    if labels:
+        lines.append(f"- {len(labels)} classes: {', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}")
+    return [*lines, f"- preprocessing: {_shown(manifest['preprocessing'] or {})}"]
+
+
+def _use_lines(manifest: Mapping[str, Any]) -> list[str]:
+    return [
+        f"`python3 {PROGRAM} verify .` holds every byte against the manifest, this machine against what the model was",
+        f"compiled for, and the model's answer against golden/ ({manifest['golden']['source']}).",
+    ]

@@ -1,0 +1,249 @@
+"""Stage 7, verdict: the ledger of one target, its gates, and what ships there.
+
+Reads logits and records, computes, decides. Writes verdict.json: nothing here runs a model.
+"""
+# Shapes: N samples, K classes.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.bench import compare_speed
+from benchmarks.device.preprocess import load_evaluation
+from benchmarks.device.record import Record, validate
+from pipeline.artifacts import CompiledArms, Measured, PreparedData, Scores, TrainedModel
+from pipeline.gates import (
+    Gate,
+    accuracy_gate,
+    budget_error,
+    budget_gates,
+    first_failure,
+    gate_error,
+    lint_gate,
+    placement_gate,
+    speed_gate,
+    why_not,
+)
+from pipeline.ledger import Hop, hop_that_lost_most, ledger
+from pipeline.recipe import GateConfig, TargetConfig
+from targets.base import Placement, read_json, write_json
+from targets.errors import EdgestillError
+
+MIB = 2**20
+NUM_ECDF_POINTS = 200
+Arm = Mapping[str, Any]
+
+
+def judge(
+    target: TargetConfig,
+    gate: GateConfig,
+    prepared: PreparedData,
+    models: tuple[TrainedModel, TrainedModel],
+    scores: tuple[Scores, Scores],
+    compiled: CompiledArms,
+    measured: Measured,
+    out_dir: Path,
+) -> None:
+    """Decide what ships; models: teacher, student; scores: of the torch models, of the exported graph.
+
+    Writes the decision also where it is an error: `exit` then holds message and code."""
+    records = {name: validate(values) for name, values in measured.records.items()}
+    labels_N = np.load(prepared.evaluation_dir / "y.npy", allow_pickle=False)
+    arms = [arm for arm in compiled.arms if arm["error"] is None]
+    top1s = {arm["arm"]: float((measured.logits("logits", arm["dir"]).argmax(1) == labels_N).mean()) for arm in arms}
+    baseline = min(
+        (arm for arm in arms if arm["role"] == "student" and arm["precision"] != "int8"),
+        key=lambda arm: _p25(records, arm),
+    )
+    gates = _int8_gates(target, gate, compiled, records, top1s, baseline)
+    failed = first_failure(gates)
+    shipped = baseline if failed else next(arm for arm in arms if arm["precision"] == "int8")
+    rows = _ledger(prepared, models, scores, measured, arms, shipped, labels_N)
+    table = [_row(arm, records[arm["arm"]], compiled, measured, scores[0], labels_N, top1s) for arm in arms]
+    budgets = budget_gates(target.budget, next(row for row in table if row["arm"] == shipped["arm"]))
+    error: EdgestillError | None = budget_error(target.name, shipped["arm"], budgets)
+    if failed and target.on_failure == "error":
+        error = gate_error(target.name, failed)
+    write_json(
+        out_dir / "verdict.json",
+        {
+            "target": target.name,
+            "shipped": shipped["precision"],
+            "shipped_arm": shipped["arm"],
+            "shipped_dir": shipped["dir"],
+            "why": why_not(failed) if failed else "INT8 passed every gate",
+            "float_reason": why_not(failed) if failed else None,
+            "exit": {"message": str(error), "code": error.exit_code} if error else None,
+            "gates": [one.to_json() for one in [*gates, *budgets]],
+            "rows": table,
+            "placement": shipped["placement"],
+            "int8_placement": next((arm["placement"] for arm in arms if arm["precision"] == "int8"), None),
+            "ledger": rows,
+            "lost_most": hop_that_lost_most(rows),
+            "accuracy": _accuracy(rows, prepared, shipped),
+        },
+    )
+
+
+def _int8_gates(
+    target: TargetConfig,
+    gate: GateConfig,
+    compiled: CompiledArms,
+    records: Mapping[str, Record],
+    top1s: Mapping[str, float],
+    baseline: Arm,
+) -> list[Gate]:
+    """lint, compile, placement, accuracy, faster than float; those after a failed compile cannot be asked."""
+    int8 = next(arm for arm in compiled.arms if arm["precision"] == "int8")
+    gates = [
+        lint_gate(compiled.findings),
+        Gate(name="compile", passed=int8["error"] is None, detail=int8["error"] or ""),
+    ]
+    if int8["error"] is not None:
+        return gates
+    speed = compare_speed(records[int8["arm"]], records[baseline["arm"]])
+    ratio = 1 / speed.ratio
+    # A difference that the test does not believe is no gain: the gate then stands at its limit.
+    believed = ratio if speed.faster else max(ratio, 1.0)
+    return [
+        *gates,
+        placement_gate(Placement.from_json(int8["placement"]).int8_share, target),
+        accuracy_gate(top1s[int8["arm"]], top1s[baseline["arm"]], gate.max_drop),
+        speed_gate(believed, baseline["arm"], speed.basis),
+    ]
+
+
+def _p25(records: Mapping[str, Record], arm: Arm) -> float:
+    return records[arm["arm"]].summary.p25_us
+
+
+def _ledger(
+    prepared: PreparedData,
+    models: tuple[TrainedModel, TrainedModel],
+    scores: tuple[Scores, Scores],
+    measured: Measured,
+    arms: Sequence[Arm],
+    shipped: Arm,
+    labels_N: Any,
+) -> list[dict[str, Any]]:
+    """The way of the INT8 student, and where float ships, of that as well."""
+    teacher_name, student_name = (model.info["model"] for model in models)
+    torch_scores, onnx_scores = scores
+    hops = [
+        Hop(hop="teacher", model=teacher_name, precision="fp32", logits_NK=torch_scores.logits("teacher")),
+        Hop(hop="student", model=student_name, precision="fp32", logits_NK=torch_scores.logits("student")),
+        Hop(
+            hop="preprocessing",
+            model=student_name,
+            precision="fp32",
+            logits_NK=torch_scores.logits("preprocessing"),
+            note="the device's decode and resize in place of training's",
+        ),
+        Hop(hop="quantized", model=student_name, precision="fake int8", logits_NK=torch_scores.logits("quantized")),
+        Hop(
+            hop="onnx",
+            model=student_name,
+            precision="int8",
+            logits_NK=onnx_scores.logits("onnx"),
+            note="the exported graph, no kernel fused",
+        ),
+    ]
+    evaluation = load_evaluation(prepared.evaluation_dir)
+    encoded_index = np.asarray(read_json(prepared.evaluation_dir / "spec.json")["encoded_index"], dtype=np.int64)
+    assert evaluation.num_samples == len(labels_N)
+    for arm in arms:
+        if arm["role"] == "student" and (arm["precision"] == "int8" or arm is shipped):
+            hops += _device_hops(arm, student_name, measured, encoded_index)
+    return ledger(hops, labels_N)
+
+
+def _device_hops(arm: Arm, model: str, measured: Measured, encoded_index: Any) -> list[Hop]:
+    """The compiled model on the device, and the same from encoded bytes."""
+    int8 = arm["precision"] == "int8"
+    compiled = Hop(
+        hop="compiled" if int8 else f"compiled {arm['precision']}",
+        model=model,
+        precision=arm["precision"],
+        logits_NK=measured.logits("logits", arm["dir"]),
+        after=None if int8 else "preprocessing",
+        note="the runtime's own kernels, on the device",
+    )
+    raw = Hop(
+        hop="raw bytes" if int8 else f"raw bytes {arm['precision']}",
+        model=model,
+        precision=arm["precision"],
+        logits_NK=measured.logits("raw_bytes", arm["dir"]),
+        index_N=encoded_index,
+        note="from encoded bytes: decode, resize, model",
+    )
+    return [compiled, raw]
+
+
+def _row(
+    arm: Arm,
+    record: Record,
+    compiled: CompiledArms,
+    measured: Measured,
+    scores: Scores,
+    labels_N: Any,
+    top1s: Mapping[str, float],
+) -> dict[str, Any]:
+    """One line of the target's table; milliseconds, MiB, fractions; null where the record has null."""
+    summary = record.summary
+    teacher_N = scores.logits("teacher").argmax(1)
+    answers_N = measured.logits("logits", arm["dir"]).argmax(1)
+    return {
+        "arm": arm["arm"],
+        "role": arm["role"],
+        "precision": arm["precision"],
+        "p50_ms": summary.p50_us / 1e3,
+        "p50_ci95": [bound / 1e3 for bound in summary.ci95] if summary.ci95 else None,
+        "p90_ms": _ms(summary.es_p90_us),
+        "p99_ms": _ms(summary.es_p99_us),
+        "fps": summary.fps,
+        "throughput_fps": record.throughput.fps if record.throughput else None,
+        "load_ms": summary.load_ms,
+        "first_ms": summary.first_ms,
+        "peak_rss_mib": record.memory.vmhwm_mib,
+        "size_mib": record.model.bytes / MIB,
+        "host_e2e_p50_ms": record.host_e2e.p50_us / 1e3 if record.host_e2e else None,
+        "top1": top1s[arm["arm"]],
+        "delta_top1_teacher": top1s[arm["arm"]] - float((teacher_N == labels_N).mean()),
+        "agreement_teacher": float((answers_N == teacher_N).mean()),
+        "int8_share": arm["placement"]["int8_share"],
+        "valid": record.validity.ok,
+        "flags": list(record.validity.flags),
+        "latency_ecdf_ms": _ecdf(measured, record),
+    }
+
+
+def _ms(value_us: float | None) -> float | None:
+    return None if value_us is None else value_us / 1e3
+
+
+def _ecdf(measured: Measured, record: Record) -> list[float]:
+    """Quantiles of all launches' samples, evenly spaced, in ms."""
+    samples_ns = np.concatenate([np.load(measured.dir / launch.samples_file) for launch in record.launches])
+    points = np.linspace(0, 1, min(NUM_ECDF_POINTS, len(samples_ns)))
+    return [float(value) for value in np.quantile(samples_ns, points) / 1e6]
+
+
+def _accuracy(rows: Sequence[Mapping[str, Any]], prepared: PreparedData, shipped: Arm) -> dict[str, Any]:
+    """What the bundle says of its accuracy: the shipped artifact's own row, on the device."""
+    hop = "compiled" if shipped["precision"] == "int8" else f"compiled {shipped['precision']}"
+    row = next(row for row in rows if row["hop"] == hop)
+    teacher = rows[0]
+    return {
+        "metric": "top1",
+        "dataset": f"{prepared.info['source']} test",
+        "value": row["top1"],
+        "n": row["n"],
+        "ci95": row["ci95"],
+        "teacher": teacher["top1"],
+        "delta": row["top1"] - teacher["top1"],
+        "agreement": row["agreement_teacher"],
+    }

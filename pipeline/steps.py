@@ -1,0 +1,253 @@
+"""One method a stage: what enters its key, and the one call that builds it. `run.py` says in which order.
+
+Imports no torch: the stage's module is imported inside the lambda, so only when there is something to build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from benchmarks.devices import Device
+from pipeline import stages
+from pipeline.artifacts import (
+    Bundle,
+    CompiledArms,
+    ExportedModel,
+    Measured,
+    PreparedData,
+    Report,
+    Scores,
+    TrainedModel,
+    Verdict,
+)
+from pipeline.how import How
+from pipeline.learning.sources import data_digest, locate
+from pipeline.recipe import Recipe, TargetConfig
+from pipeline.workspace import Workspace
+from targets.base import sha256_file
+from targets.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The stages of one recipe in one workspace."""
+
+    recipe: Recipe
+    workspace: Workspace
+    how: How
+
+    def prepare_data(self) -> PreparedData:
+        config = self.recipe.data
+        digest = data_digest(locate(config, offline=self.how.offline), self.workspace.dir / ".data-digests.json")
+        return self.workspace.build(
+            PreparedData,
+            "data",
+            self._key(config),
+            [digest],
+            lambda out: stages.data.prepare_data(
+                config,
+                self.recipe.seed,
+                out,
+                offline=self.how.offline,
+                allow_code=self.how.allow_code,
+                progress=self.how.progress,
+            ),
+            module="pipeline.stages.data",
+        )
+
+    def train_teacher(self, data: PreparedData) -> TrainedModel:
+        config = self.recipe.teacher
+        return self.workspace.build(
+            partial(TrainedModel, stage="teacher"),
+            "teacher",
+            self._key(config),
+            [data, *_checkpoint_digest(config.checkpoint)],
+            lambda out: stages.teacher.train_teacher(config, data, out, self.how),
+            module="pipeline.stages.teacher",
+        )
+
+    def distill(self, data: PreparedData, teacher: TrainedModel) -> TrainedModel:
+        config = self.recipe.distill
+        return self.workspace.build(
+            partial(TrainedModel, stage="distill"),
+            "distill",
+            self._key(config),
+            [data, teacher, *_checkpoint_digest(config.checkpoint)],
+            lambda out: stages.distill.distill(config, data, teacher, out, self.how),
+            module="pipeline.stages.distill",
+        )
+
+    def quantize(self, scheme: str, data: PreparedData, student: TrainedModel) -> TrainedModel:
+        config = self.recipe.quantize
+        return self.workspace.build(
+            partial(TrainedModel, stage="quantize"),
+            f"quantize-{scheme}",
+            {**self._key(config), "scheme": scheme},
+            [data, student],
+            lambda out: stages.quantize.quantize(config, scheme, data, student, out, self.how),
+            module="pipeline.stages.quantize",
+        )
+
+    def export_float(self, role: str, trained: TrainedModel, data: PreparedData) -> ExportedModel:
+        return self.workspace.build(
+            ExportedModel,
+            f"export-{role}",
+            {"role": role},
+            [trained, data],
+            lambda out: stages.export.export_trained(role, trained, data, out, self.how),
+            module="pipeline.stages.export",
+        )
+
+    def export_quantized(
+        self, scheme: str, dialect: str, quantized: TrainedModel, student: TrainedModel, data: PreparedData
+    ) -> ExportedModel:
+        return self.workspace.build(
+            ExportedModel,
+            f"export-int8-{dialect}",
+            {"scheme": scheme, "dialect": dialect},
+            [quantized, student, data],
+            lambda out: stages.export.export_student_int8(scheme, dialect, quantized, student, data, out, self.how),
+            module="pipeline.stages.export",
+        )
+
+    def score(
+        self, scheme: str, data: PreparedData, teacher: TrainedModel, student: TrainedModel, quantized: TrainedModel
+    ) -> Scores:
+        return self.workspace.build(
+            Scores,
+            f"score-{scheme}",
+            {},
+            [data, teacher, student, quantized],
+            lambda out: stages.score.score_torch(data, teacher, student, quantized, out, self.how),
+            module="pipeline.stages.score",
+        )
+
+    def score_onnx(self, dialect: str, int8: ExportedModel, data: PreparedData) -> Scores:
+        return self.workspace.build(
+            Scores,
+            f"score-onnx-{dialect}",
+            {},
+            [int8, data],
+            lambda out: stages.score.score_onnx(int8, data, out, self.how),
+            module="pipeline.stages.score",
+        )
+
+    def compile(
+        self,
+        name: str,
+        target: TargetConfig,
+        int8: ExportedModel,
+        floats: Mapping[str, ExportedModel],
+        device: Device,
+    ) -> CompiledArms:
+        return self.workspace.build(
+            partial(CompiledArms, name=name),
+            f"compile-{name}",
+            {"target": target.name, "options": target.options, **_machine(device)},
+            [int8, *floats.values()],
+            lambda out: stages.deploy.compile_arms(target, int8, floats, out, self.how, device),
+            module="pipeline.stages.deploy",
+        )
+
+    def measure(self, name: str, compiled: CompiledArms, data: PreparedData, device: Device) -> Measured:
+        config = self.recipe.bench
+        return self.workspace.build(
+            Measured,
+            f"measure-{name}",
+            {**self._key(config), **_machine(device)},
+            [compiled, data],
+            lambda out: stages.deploy.measure_target(config, compiled, data, out, self.how, device),
+            module="pipeline.stages.deploy",
+        )
+
+    def judge(
+        self,
+        name: str,
+        target: TargetConfig,
+        data: PreparedData,
+        models: tuple[TrainedModel, TrainedModel],
+        scores: tuple[Scores, Scores],
+        compiled: CompiledArms,
+        measured: Measured,
+    ) -> Verdict:
+        """models: teacher, student; scores: of the torch models, of the exported graph."""
+        return self.workspace.build(
+            Verdict,
+            f"verdict-{name}",
+            {"target": _plain(target), "gate": _plain(self.recipe.gate)},
+            [data, *models, *scores, compiled, measured],
+            lambda out: stages.verdict.judge(target, self.recipe.gate, data, models, scores, compiled, measured, out),
+            module="pipeline.stages.verdict",
+        )
+
+    def bundle(
+        self,
+        name: str,
+        verdict: Verdict,
+        compiled: CompiledArms,
+        measured: Measured,
+        data: PreparedData,
+        trained: Mapping[str, TrainedModel],
+    ) -> Bundle:
+        provenance = {
+            "recipe": _plain(self.recipe),
+            "data": {"source": self.recipe.data.source, "digest": data.digest},
+            **{role: {"model": model.info["model"], "digest": model.digest} for role, model in trained.items()},
+        }
+        return self.workspace.build(
+            Bundle,
+            f"bundle-{name}",
+            {"include_samples": self.how.include_samples, "provenance": provenance},
+            [verdict, compiled, measured, data],
+            lambda out: stages.bundle.bundle_shipped(verdict, compiled, measured, data, provenance, out, self.how),
+            module="pipeline.stages.bundle",
+        )
+
+    def report(
+        self,
+        data: PreparedData,
+        teacher: TrainedModel,
+        student: TrainedModel,
+        quantized: Mapping[str, TrainedModel],
+        verdicts: Mapping[str, Verdict],
+        measured: Mapping[str, Measured],
+    ) -> Report:
+        return self.workspace.build(
+            Report,
+            "report",
+            {"recipe": _plain(self.recipe)},
+            [data, teacher, student, *quantized.values(), *verdicts.values()],
+            lambda out: stages.report.write_report(
+                self.recipe, data, {"teacher": teacher, "distill": student, **quantized}, verdicts, measured, out
+            ),
+            module="pipeline.stages.report",
+        )
+
+    def _key(self, config: BaseModel) -> dict[str, Any]:
+        return {**_plain(config), "seed": self.recipe.seed}
+
+
+def _plain(config: BaseModel) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def _machine(device: Device) -> dict[str, Any]:
+    """What is compiled and measured holds for one machine."""
+    from benchmarks.device.environment import environment
+
+    return {"device": device.name, "machine": environment().hard}
+
+
+def _checkpoint_digest(path: Path | None) -> list[str]:
+    """A checkpoint of the person's own enters the key by its content."""
+    if path is None:
+        return []
+    if not path.is_file():
+        raise RecipeError(f"checkpoint {path}: there is no such file. Give its path from {Path.cwd()}.")
+    return [sha256_file(path)]

@@ -1,0 +1,318 @@
+"""A finished stage on disk: its key, its atomic end, its reuse, and the one line that says why it is built again.
+
+`runs/<recipe name>/<label>-<key8>/stage.json` is written last, so its presence means finished. The key is over the
+stage's config, the digests of its inputs, the versions of the libraries and the source of every module of ours that the
+stage's module imports, found without importing: a rerun with nothing to do imports no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from platform import python_version
+from typing import Any, TypeVar
+
+from pipeline.artifacts import Artifact
+from pipeline.progress import Progress
+from targets.base import read_json, sha256_file, write_json
+from targets.errors import IntegrityError
+
+A = TypeVar("A", bound=Artifact)
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("pipeline", "targets", "benchmarks")
+# The recipe's resolved values stand in the key already; how lines are shown decides no result.
+UNHASHED = ("pipeline.recipe", "pipeline.how", "pipeline.progress", "pipeline.workspace", "pipeline.artifacts")
+CHECKPOINT_DIR = ".checkpoint"  # what an unfinished training goes on from; gone once the stage is finished
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML", "onnx_ir": "onnx-ir"}
+
+
+class Stopped(Exception):  # noqa: N818 - no error: the run ends where it was told to
+    """The stage that `--until` names is done, or `--dry-run` met one that would be built."""
+
+
+class Workspace:
+    """The directory of one recipe's runs."""
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        progress: Progress,
+        *,
+        force: str | None = None,
+        until: str | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        self.dir = root / name
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.built: list[str] = []
+        self._met: set[str] = set()
+        self._progress = progress
+        self._force = force
+        self._until = until
+        self._dry_run = dry_run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the workspace; a second run of the same recipe waits here and says so."""
+        with (self.dir / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._progress.say(f"another run is at work in {self.dir}: waiting for it to end")
+                with self._progress.task("waiting for the other run"):
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def build(
+        self,
+        kind: Callable[..., A],
+        label: str,
+        config: Mapping[str, Any],
+        inputs: Sequence[Artifact | str],
+        make: Callable[[Path], object],
+        *,
+        module: str,
+    ) -> A:
+        """Return the finished stage, running `make(directory)` first where there is none with this key.
+
+        label: directory prefix, unique in a run (`export-student`); config: what decides the result, as plain JSON;
+        inputs: the artifacts it reads (or digests); module: the stage's module, whose source enters the key. Raises Stopped
+        before a stage that `dry_run` would build, and before the first stage behind `until`.
+        """
+        if self._until is not None and self._passed_until(label):
+            raise Stopped(f"stopped after {self._until}, as --until says")
+        parts = key_parts(config, inputs, module)
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        out_dir = self.dir / f"{label}-{key[:8]}"
+        finished = self._finished(out_dir, label)
+        if finished is None:
+            self._say_why(label, parts, out_dir)
+            if self._dry_run:
+                raise Stopped(f"{label} and what follows from it would be built; everything before it is finished")
+            _clear(out_dir)
+            begun_s = time.monotonic()
+            with self._progress.task(label):
+                make(out_dir)
+            finished = _finish(out_dir, label, key, parts, time.monotonic() - begun_s)
+            self.built.append(label)
+        return kind(dir=out_dir, digest=finished["digest"])
+
+    def publish(self, name: str, target: Path) -> Path:
+        """Point `<run>/<name>` at a finished directory, so that its path does not change with its key."""
+        link = self.dir / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        fresh = link.with_name(f".{link.name}.new")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+        fresh.replace(link)
+        return link
+
+    def _passed_until(self, label: str) -> bool:
+        """Whether `label` begins another stage after the one that the run stops at."""
+        stage = label.partition("-")[0]
+        passed = self._until in self._met and stage != self._until
+        self._met.add(stage)
+        return passed
+
+    def _finished(self, out_dir: Path, label: str) -> dict[str, Any] | None:
+        if not (out_dir / "stage.json").exists():
+            return None
+        if self._force is not None and label.split("-")[0] == self._force and label not in self.built:
+            shutil.rmtree(out_dir)
+            return None
+        try:
+            stage: dict[str, Any] = read_json(out_dir / "stage.json")
+            _check_files(out_dir, stage)
+        except (IntegrityError, KeyError, TypeError, AttributeError) as error:
+            self._progress.say(f"{label}: {error} Built again.")
+            shutil.rmtree(out_dir)
+            return None
+        return stage
+
+    def _say_why(self, label: str, parts: Mapping[str, Any], out_dir: Path) -> None:
+        if (out_dir / CHECKPOINT_DIR).exists():
+            self._progress.say(f"{label}: was not finished, goes on")
+            return
+        previous = self._latest(label)
+        if previous is None:
+            self._progress.say(f"{label}: building")
+        elif changes := differences(previous["parts"], parts):
+            more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+            self._progress.say(f"{label}: building again, changed: {'; '.join(changes[:3])}{more}")
+        else:
+            self._progress.say(f"{label}: building again")
+
+    def _latest(self, label: str) -> dict[str, Any] | None:
+        stages = []
+        for path in self.dir.glob(f"{label}-????????/stage.json"):
+            try:
+                stages.append(read_json(path))
+            except IntegrityError:
+                continue
+        return max(stages, key=lambda stage: str(stage.get("utc", "")), default=None)
+
+
+def key_parts(config: Mapping[str, Any], inputs: Sequence[Artifact | str], module: str) -> dict[str, Any]:
+    """Everything that the key is over, kept in stage.json so that a later run can say what changed."""
+    sources, libraries = _closure(module)
+    return {
+        "config": dict(config),
+        "inputs": [item if isinstance(item, str) else item.digest for item in inputs],
+        "libraries": libraries,
+        "sources": sources,
+    }
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Dotted keys whose values differ, as `config.train.epochs 10 -> 20`."""
+    old, new = dict(_flat(before)), dict(_flat(after))
+    changes = []
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key):
+            continue
+        if key.startswith("sources."):
+            changes.append(f"{key.removeprefix('sources.')} (source)")
+        elif key.startswith("inputs."):
+            changes.append("its input")
+        else:
+            changes.append(f"{key.removeprefix('config.')} {old.get(key, 'absent')} -> {new.get(key, 'absent')}")
+    return list(dict.fromkeys(changes))
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            # A module's dotted name is one key, not a path of keys.
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _flat(item, f"{prefix}.{index}")
+    else:
+        yield prefix, value
+
+
+def _clear(out_dir: Path) -> None:
+    """Remove what an interrupted build left, but for the checkpoint that a training goes on from."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for path in out_dir.iterdir():
+        if path.name == CHECKPOINT_DIR:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _finish(out_dir: Path, label: str, key: str, parts: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    shutil.rmtree(out_dir / CHECKPOINT_DIR, ignore_errors=True)
+    files = {str(path.relative_to(out_dir)): _file_facts(path) for path in sorted(out_dir.rglob("*")) if path.is_file()}
+    contents = [[name, facts["sha256"]] for name, facts in files.items()]
+    stage = {
+        "schema_version": 1,
+        "label": label,
+        "key": key,
+        "digest": hashlib.sha256(json.dumps(contents).encode()).hexdigest(),
+        "utc": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "seconds": round(seconds, 3),
+        "parts": parts,
+        "files": files,
+    }
+    write_json(out_dir / "stage.json", stage)
+    _sync(out_dir)
+    return stage
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _file_facts(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    return {"sha256": sha256_file(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _check_files(out_dir: Path, stage: Mapping[str, Any]) -> None:
+    """Raise IntegrityError for a file that is not as the stage left it; contents are hashed only where stat differs."""
+    for name, facts in stage["files"].items():
+        path = out_dir / name
+        if not path.is_file():
+            raise IntegrityError(f"{path} is gone.")
+        stat = path.stat()
+        if (stat.st_size, stat.st_mtime_ns) == (facts["size"], facts["mtime_ns"]):
+            continue
+        if stat.st_size != facts["size"]:
+            raise IntegrityError(f"{path} has {stat.st_size} bytes, not {facts['size']}.")
+        if sha256_file(path) != facts["sha256"]:
+            raise IntegrityError(f"{path} has changed since it was written.")
+
+
+@cache
+def _closure(module: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Source digests of `module` and of all it imports of ours, and the versions of the libraries these import."""
+    sources: dict[str, str] = {}
+    libraries = {"python": python_version()}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = _module_path(name)
+        if path is None or name in sources or name in UNHASHED:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        sources[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+        for imported in _imports(tree):
+            if imported.partition(".")[0] in PACKAGES:
+                waiting.append(imported)
+            elif (version := _version(imported.partition(".")[0])) is not None:
+                libraries[imported.partition(".")[0]] = version
+    return dict(sorted(sources.items())), dict(sorted(libraries.items()))
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """Comments are not in the tree; without docstrings either, only code that runs is left."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return tree
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module
+            # `from pipeline.learning import models`: the name may be a module.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _module_path(name: str) -> Path | None:
+    base = ROOT.joinpath(*name.split("."))
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+@cache
+def _version(top_level: str) -> str | None:
+    try:
+        return metadata.version(DISTRIBUTIONS.get(top_level, top_level))
+    except metadata.PackageNotFoundError:
+        return None

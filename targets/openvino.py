@@ -1,0 +1,187 @@
+"""OpenVINO on the CPU: IR on disk, compiled at load with the latency hint, proved by the executed (runtime) graph.
+
+Reads the exported ONNX; writes model.xml, model.bin and compiled.json. Python 3.10, stdlib, numpy; `openvino` is
+imported by the method that uses it. The ONNX is read by the runtime's own frontend, not by OpenVINO's converter tool:
+that one reports usage to its maker.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from targets.base import Array, Batch, CompiledModel, Exported, LayerPlacement, Placement, TensorSpec, sha256_file
+from targets.checks import check_batch, check_precision, fill, smallest_batch
+from targets.errors import TargetError
+from targets.macs import convolution_macs, matmul_macs, transposed_convolution_macs
+
+IR_FILE, WEIGHTS_FILE = "model.xml", "model.bin"
+# What is not quantized in an INT8 graph runs in FP32: only what calibration or training has seen may lose precision.
+PRECISION_HINTS = {"int8": "f32", "fp32": "f32", "bf16": "bf16"}
+PRECISION_NAMES = {"u8": "int8", "i8": "int8", "f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVinoCpu:
+    """OpenVINO's CPU plugin: latency hint, one stream."""
+
+    name: ClassVar[str] = "openvino-cpu"
+    scheme: ClassVar[str] = "cpu-int8"
+    dialect: ClassVar[str] = "openvino"
+
+    num_threads: int = 1
+
+    def missing(self) -> str | None:
+        return None if find_spec("openvino") else "pip install openvino"
+
+    def float_precisions(self) -> tuple[str, ...]:
+        """FP32, and BF16 where the CPU computes in it."""
+        capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return ("fp32", "bf16") if "BF16" in capabilities else ("fp32",)
+
+    def compile(self, exported: Exported, out_dir: Path, precision: str) -> CompiledModel:
+        """Write the IR after a trial compile. Raises TargetError where OpenVINO refuses the graph."""
+        import openvino as ov
+
+        check_precision(exported, precision, self.float_precisions())
+        out_dir.mkdir(parents=True, exist_ok=True)
+        model = _read(exported.model_path, exported.name)
+        ov.save_model(model, str(out_dir / IR_FILE), compress_to_fp16=False)
+        version = _version(ov.__version__)
+        compiled = CompiledModel(
+            name=exported.name,
+            target=self.name,
+            options=asdict(self),
+            precision=precision,
+            files={name: sha256_file(out_dir / name) for name in (IR_FILE, WEIGHTS_FILE)},
+            inputs=exported.inputs,
+            outputs=exported.outputs,
+            toolchain=f"openvino {version}",
+            built_for={"arch": platform.machine(), "runtime": version},
+            preprocessing=exported.preprocessing,
+            directory=out_dir,
+        )
+        self._open(compiled, smallest_batch(compiled.inputs))
+        compiled.save()
+        return compiled
+
+    def load(self, compiled: CompiledModel, *, batch: int = 1) -> OpenVinoSession:
+        """A session on shared tensors for exactly `batch` samples a run."""
+        check_batch(compiled.inputs, batch)
+        return OpenVinoSession(self._open(compiled, batch), compiled.inputs, compiled.outputs)
+
+    def placement(self, compiled: CompiledModel) -> Placement:
+        """Read the executed graph of batch 1: each layer's type, the precision it runs in, and its shapes."""
+        runtime_model = self._open(compiled, smallest_batch(compiled.inputs)).get_runtime_model()
+        return Placement(layers=tuple(_layers(runtime_model)), source=f"{compiled.toolchain} runtime model")
+
+    def _open(self, compiled: CompiledModel, batch: int) -> Any:
+        model = _read(compiled.directory / IR_FILE, compiled.name)
+        config = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": self.num_threads,
+            "INFERENCE_PRECISION_HINT": PRECISION_HINTS[compiled.precision],
+        }
+        try:
+            model.reshape({spec.name: list(spec.fixed(batch)) for spec in compiled.inputs})
+            return _core().compile_model(model, "CPU", config)
+        except RuntimeError as error:
+            raise TargetError(
+                f"{compiled.name}: OpenVINO cannot compile it for batch {batch}: {_first_line(error)}. "
+                "Export with an operator set that it knows, or take another target."
+            ) from None
+
+
+class OpenVinoSession:
+    """One infer request whose inputs and outputs are NumPy arrays of our own."""
+
+    def __init__(self, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        self.inputs = tuple(map(_static, inputs, compiled.inputs))
+        self.outputs = tuple(map(_static, outputs, compiled.outputs))
+        self._request = compiled.create_infer_request()
+        self._buffers = self._bind(self.inputs, compiled.inputs)
+        self._results = self._bind(self.outputs, compiled.outputs)
+
+    def run(self, batch: Batch) -> Mapping[str, Array]:
+        """Run once. The result is a view on the session's own buffers, valid until the next call."""
+        for name, buffer in self._buffers.items():
+            fill(buffer, name, batch)
+        self._request.infer()
+        if len(self._results) == len(self.outputs):
+            return self._results
+        return {spec.name: self._request.get_output_tensor(i).data for i, spec in enumerate(self.outputs)}
+
+    def _bind(self, specs: tuple[TensorSpec, ...], ports: Any) -> dict[str, Array]:
+        """An array for each tensor; one whose shape is not known before a run is left to the runtime."""
+        import openvino as ov
+
+        arrays: dict[str, Array] = {}
+        for spec, port in zip(specs, ports, strict=True):
+            if None not in spec.shape:
+                arrays[spec.name] = np.zeros(spec.fixed(1), spec.dtype)
+                self._request.set_tensor(port, ov.Tensor(arrays[spec.name], shared_memory=True))
+        return arrays
+
+
+def _core() -> Any:
+    import openvino as ov
+
+    return ov.Core()
+
+
+def _read(path: Path, name: str) -> Any:
+    try:
+        return _core().read_model(str(path))
+    except RuntimeError as error:
+        raise TargetError(
+            f"{name}: OpenVINO cannot read {path.name}: {_first_line(error)}. "
+            "Export with an operator set that it knows, or take another target."
+        ) from None
+
+
+def _static(spec: TensorSpec, port: Any) -> TensorSpec:
+    """The spec with the shape that the compiled model has; None stays where even that is not known before a run."""
+    shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
+    return replace(spec, shape=shape)
+
+
+def _layers(runtime_model: Any) -> Iterator[LayerPlacement]:
+    for op in runtime_model.get_ordered_ops():
+        info = op.get_rt_info()
+        layer_type = info["layerType"].astype(str)
+        shapes = [tuple(value.get_shape()) for value in op.inputs()[:2]]
+        if (macs := _macs(layer_type, shapes, tuple(op.output(0).get_shape()))) is None:
+            continue
+        ran_in = info["runtimePrecision"].astype(str)
+        precision = PRECISION_NAMES.get(ran_in, ran_in)
+        yield LayerPlacement(name=op.get_friendly_name(), op=layer_type, precision=precision, macs=macs)
+
+
+def _macs(layer_type: str, inputs: list[tuple[int, ...]], output: tuple[int, ...]) -> int | None:
+    """Multiply-accumulates of a layer of the executed graph; None for a layer without products worth counting."""
+    if layer_type == "Convolution":
+        return convolution_macs(output, inputs[1], output[1])
+    if layer_type == "Deconvolution":
+        return transposed_convolution_macs(inputs[0], inputs[1], inputs[0][1])
+    if layer_type in ("FullyConnected", "MatMul"):
+        return matmul_macs(output, inputs[0][-1])
+    return None
+
+
+def _version(text: str) -> str:
+    """2026.4.1-22982-e213a147257-releases/2026/4 -> 2026.4.1."""
+    return text.split("-", 1)[0]
+
+
+def _first_line(error: Exception) -> str:
+    """The last line that says something: OpenVINO puts source locations first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith("Exception from")] or lines or [type(error).__name__]
+    return said[0][:200].rstrip(".")

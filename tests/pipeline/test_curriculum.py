@@ -1,0 +1,156 @@
+"""Difficulty against scipy, pacing as properties, and what is shown when."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import log_softmax
+from scipy.stats import entropy
+
+from pipeline.learning.curriculum import difficulty, pacing_fraction, shown_samples
+from pipeline.recipe import CurriculumConfig
+from targets.errors import RecipeError, TrainingError
+
+CONFIGS = st.builds(
+    CurriculumConfig,
+    pacing=st.sampled_from(["linear", "root", "quadratic", "competence"]),
+    order=st.sampled_from(["easy_first", "hard_first", "random"]),
+    start_fraction=st.floats(0.01, 1.0),
+    full_at=st.floats(0.01, 1.0),
+    root_p=st.floats(0.1, 1000.0),
+)
+PROGRESS = st.floats(0, 1)
+TEACHER_NK = np.random.default_rng(0).normal(scale=3, size=(50, 5))
+LABELS_N = np.random.default_rng(1).integers(5, size=50)
+
+
+def measured(measure: str) -> np.ndarray:
+    return difficulty(measure, torch.tensor(TEACHER_NK), torch.tensor(LABELS_N)).numpy()
+
+
+def test_teacher_loss_is_the_negative_log_likelihood_of_the_label() -> None:
+    expected = -log_softmax(TEACHER_NK, axis=1)[np.arange(50), LABELS_N]
+    np.testing.assert_allclose(measured("teacher_loss"), expected, rtol=1e-12)
+
+
+def test_teacher_entropy_is_that_of_its_distribution_in_nats() -> None:
+    np.testing.assert_allclose(measured("teacher_entropy"), entropy(np.exp(TEACHER_NK), axis=1), rtol=1e-12)
+
+
+def test_margin_is_positive_exactly_where_the_teacher_is_wrong() -> None:
+    margin_N = measured("margin")
+
+    np.testing.assert_array_equal(margin_N > 0, TEACHER_NK.argmax(1) != LABELS_N)
+    others_N = [max(np.delete(row, label)) for row, label in zip(TEACHER_NK, LABELS_N, strict=True)]
+    np.testing.assert_allclose(margin_N, others_N - TEACHER_NK[np.arange(50), LABELS_N])
+
+
+@pytest.mark.parametrize("measure", ["teacher_loss", "teacher_entropy", "margin"])
+def test_a_sure_and_right_teacher_calls_a_sample_easier_than_an_unsure_one(measure: str) -> None:
+    teacher_NK = torch.tensor([[9.0, 0.0, 0.0], [0.5, 0.3, 0.0]])
+
+    easy, hard = difficulty(measure, teacher_NK, torch.tensor([0, 0]))
+
+    assert easy < hard
+
+
+def test_a_teacher_that_gives_nan_is_refused() -> None:
+    with pytest.raises(TrainingError, match="NaN or Inf"):
+        difficulty("margin", torch.tensor([[math.nan, 1.0]]), torch.tensor([0]))
+
+
+def test_an_unknown_measure_is_refused() -> None:
+    with pytest.raises(RecipeError, match="teacher_loss"):
+        difficulty("loss", torch.zeros(1, 2), torch.tensor([0]))
+
+
+@given(CONFIGS, PROGRESS, PROGRESS)
+@settings(max_examples=300)
+def test_pacing_never_falls_and_stays_between_start_and_one(config: CurriculumConfig, p: float, q: float) -> None:
+    early, late = pacing_fraction(config, min(p, q)), pacing_fraction(config, max(p, q))
+
+    assert config.start_fraction <= early <= late <= 1.0
+
+
+@given(CONFIGS)
+def test_pacing_is_full_from_full_at_on(config: CurriculumConfig) -> None:
+    assert pacing_fraction(config, config.full_at) == 1.0
+    assert pacing_fraction(config, 1.0) == 1.0
+
+
+@given(CONFIGS)
+def test_pacing_begins_at_the_start_fraction(config: CurriculumConfig) -> None:
+    assert pacing_fraction(config, 0.0) == pytest.approx(config.start_fraction, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("pacing", "quarter", "half"),
+    [
+        # b = 0.2, a = 0.5; progress 0.125 and 0.25 are x = 1/4 and 1/2
+        ("linear", 0.2 + 0.8 / 4, 0.2 + 0.8 / 2),
+        ("root", 0.2 + 0.8 / 2, 0.2 + 0.8 / math.sqrt(2)),
+        ("quadratic", 0.2 + 0.8 / 16, 0.2 + 0.8 / 4),
+        ("competence", (0.25 * (1 - 0.008) + 0.008) ** (1 / 3), (0.5 * (1 - 0.008) + 0.008) ** (1 / 3)),
+    ],
+)
+def test_pacing_follows_the_published_formula(pacing: str, quarter: float, half: float) -> None:
+    config = CurriculumConfig(pacing=pacing, start_fraction=0.2, full_at=0.5, root_p=3.0)
+
+    assert pacing_fraction(config, 0.125) == pytest.approx(quarter)
+    assert pacing_fraction(config, 0.25) == pytest.approx(half)
+
+
+@given(st.floats(0.01, 1.0), st.floats(0.01, 1.0), PROGRESS)
+def test_competence_with_root_one_is_linear(start: float, full_at: float, progress: float) -> None:
+    competence = CurriculumConfig(pacing="competence", start_fraction=start, full_at=full_at, root_p=1.0)
+    linear = CurriculumConfig(pacing="linear", start_fraction=start, full_at=full_at)
+
+    assert pacing_fraction(competence, progress) == pytest.approx(pacing_fraction(linear, progress))
+
+
+@given(CONFIGS, st.lists(st.floats(-5, 5), min_size=1, max_size=40), PROGRESS, PROGRESS, st.integers(0, 2**31 - 1))
+@settings(max_examples=150, deadline=None)
+def test_what_is_shown_once_stays_shown(config, difficulties, p, q, seed) -> None:
+    early = shown_samples(config, torch.tensor(difficulties), min(p, q), seed=seed).tolist()
+    late = shown_samples(config, torch.tensor(difficulties), max(p, q), seed=seed).tolist()
+
+    assert late[: len(early)] == early
+    assert len(set(late)) == len(late) >= 1
+    assert sorted(shown_samples(config, torch.tensor(difficulties), 1.0, seed=seed).tolist()) == list(
+        range(len(difficulties))
+    )
+
+
+@pytest.mark.parametrize(("order", "expected"), [("easy_first", {1, 3}), ("hard_first", {0, 2})])
+def test_the_easiest_or_the_hardest_half_is_shown_first(order: str, expected: set[int]) -> None:
+    config = CurriculumConfig(order=order, start_fraction=0.5)
+
+    assert set(shown_samples(config, torch.tensor([4.0, 1.0, 3.0, 2.0]), 0.0, seed=0).tolist()) == expected
+
+
+def test_the_random_control_ignores_difficulty_and_depends_on_the_seed() -> None:
+    config = CurriculumConfig(order="random", start_fraction=0.5)
+    rising, falling = torch.arange(100.0), torch.arange(100.0).flip(0)
+
+    assert torch.equal(shown_samples(config, rising, 0.0, seed=1), shown_samples(config, falling, 0.0, seed=1))
+    assert not torch.equal(shown_samples(config, rising, 0.0, seed=1), shown_samples(config, rising, 0.0, seed=2))
+
+
+def test_control_and_curriculum_show_equally_many() -> None:
+    for progress in (0.0, 0.1, 0.3):
+        sizes = {
+            len(shown_samples(CurriculumConfig(order=order), torch.randn(101), progress, seed=0))
+            for order in ("easy_first", "hard_first", "random")
+        }
+        assert len(sizes) == 1
+
+
+def test_asking_what_is_shown_spends_no_random_number_of_the_caller() -> None:
+    before = torch.get_rng_state()
+
+    shown_samples(CurriculumConfig(order="random"), torch.arange(10.0), 0.0, seed=3)
+
+    assert torch.equal(torch.get_rng_state(), before)
