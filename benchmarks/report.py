@@ -256,7 +256,7 @@ def _hop(row: Row) -> Row:
         "difference_top1": difference.get("top1"),
         "difference_ci95": difference.get("ci95"),
         "mcnemar_p": difference.get("mcnemar_p"),
-        "num_flipped": None if flipped is None else len(flipped),
+        "num_flipped": row.get("num_flipped", None if flipped is None else len(flipped)),
     }
 
 

@@ -11,25 +11,23 @@ import json
 import os
 import sys
 import traceback
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
+from typer.exceptions import TyperException
 
 from pipeline.progress import open_progress
-from targets.errors import EdgestillError
 
 app = typer.Typer(
     name="edgestill",
     help="From a trained teacher to small, fast, provably INT8 models on every target device.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipe_app = typer.Typer(help="Check, describe or begin a recipe.", no_args_is_help=True, rich_markup_mode=None)
+recipe_app = typer.Typer(help="Check, describe or begin a recipe.", rich_markup_mode=None)
 app.add_typer(recipe_app, name="recipe")
 
 RecipePath = Annotated[Path, typer.Argument(help="the recipe, a YAML file", metavar="RECIPE")]
@@ -41,6 +39,9 @@ Overrides = Annotated[
 TargetName = Annotated[str, typer.Option("--target", help="openvino-cpu or onnxruntime-cpu")]
 OutDir = Annotated[Path, typer.Option("--out", help="the directory to write")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="threads that the runtime may use")]
+Launches = Annotated[
+    int | None, typer.Option("--launches", min=1, help="fresh processes; the preset's number by default")
+]
 Preset = Annotated[str, typer.Option("--preset", help="smoke, ci or release: how long is measured")]
 
 
@@ -48,19 +49,28 @@ def main() -> None:
     """Run a verb and end with the exit code of what happened; never a traceback."""
     try:
         app()
-    except EdgestillError as error:
-        _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted: what was finished is kept, the same command goes on from there", 130)
-    except OSError as error:
-        _fail(_about_os_error(error), 1)
-    except Exception as error:  # the last wall before the person: our fault, said so, and kept for a report
-        _fail(_about_internal_error(error), 1)
+    except Exception as error:  # the last wall before the person
+        _fail(*_explain(error))
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """Message and exit code. `targets` brings numpy along, which an answer to --help does without: imported here."""
+    from targets.errors import EdgestillError, RecipeError
+
+INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
+
+    if isinstance(error, EdgestillError):
+        return str(error), error.exit_code
+    return _about_os_error(error) if isinstance(error, OSError) else _about_internal_error(error), 1
 
 
 @app.callback(invoke_without_command=True)
 def _root(show_version: Annotated[bool, typer.Option("--version", help="print the version and end")] = False) -> None:
     if show_version:
+        from importlib.metadata import version
+
         typer.echo(f"edgestill {version('edgestill')}")
         raise typer.Exit
 
@@ -95,9 +105,7 @@ def run(
         include_samples=include_samples,
         progress=open_progress(),
     )
-    _print(result.to_json(), as_json, result.text())
-    if result.failure is not None:
-        raise result.failure
+    _answer(result, as_json)
 
 
 @recipe_app.command("validate")
@@ -146,6 +154,7 @@ def quantize(
     min_int8_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="share of MACs that must run in INT8")] = 0.95,
     threads: Threads = 1,
     preset: Preset = "smoke",
+    launches: Launches = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize any float ONNX model to INT8 for a target and prove it: lint, placement, latency, difference to float."""
@@ -163,11 +172,10 @@ def quantize(
         resize=resize,
         min_int8_share=min_int8_share,
         preset=preset,
+        launches=launches,
         progress=open_progress(),
     )
-    _print(report.to_json(), as_json, report.text())
-    if report.failure is not None:
-        raise report.failure
+    _answer(report, as_json)
 
 
 @app.command(name="compile")
@@ -194,7 +202,7 @@ def compile_(
         min_int8_share=min_int8_share,
         progress=open_progress(),
     )
-    _print(report.to_json(), as_json, report.text())
+    _answer(report, as_json)
 
 
 @app.command()
@@ -204,7 +212,7 @@ def bench(
     out: OutDir = Path("bench"),
     threads: Threads = 1,
     preset: Preset = "ci",
-    launches: Annotated[int | None, typer.Option(min=1, help="fresh processes; the preset's number by default")] = None,
+    launches: Launches = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure latency, throughput, load and memory of a model in fresh processes on this machine."""
@@ -219,7 +227,7 @@ def bench(
         launches=launches,
         progress=open_progress(),
     )
-    _print(report.to_json(), as_json, report.text())
+    _answer(report, as_json)
 
 
 @app.command()
@@ -228,9 +236,7 @@ def lint(model: ModelPath, target: TargetName = "onnxruntime-cpu", as_json: AsJs
     from pipeline.bring_your_own import lint_model
 
     report = lint_model(model, target=target)
-    _print(report.to_json(), as_json, report.text())
-    if report.failure is not None:
-        raise report.failure
+    _answer(report, as_json)
 
 
 @app.command()
@@ -264,6 +270,33 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         raise typer.BadParameter(f"{text}: not numbers separated by commas") from None
 
 
+class Answer(Protocol):
+    """What a verb returns: for machines, for people, and the error that the command ends with all the same."""
+
+    @property
+    def failure(self) -> EdgestillError | None: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def text(self) -> str: ...
+
+
+def _answer(answer: Answer, as_json: bool) -> None:
+    """Print the answer. Its document holds the failure already, so that stdout has one document and no second."""
+    _print(answer.to_json(), as_json, answer.text())
+    if answer.failure is not None:
+        print(f"edgestill: {answer.failure}", file=sys.stderr)
+        raise typer.Exit(answer.failure.exit_code)
+
+
+def _answer(report: Any, as_json: bool) -> None:
+    """Print what a verb answers, then end with the exit code of its failure: one JSON document, failure or not."""
+    _print(report.to_json(), as_json, report.text())
+    if report.failure is not None:
+        typer.echo(f"edgestill: {report.failure}", err=True)
+        raise typer.Exit(report.failure.exit_code)
+
+
 def _print(document: Any, as_json: bool, text: str) -> None:
     typer.echo(json.dumps(document, indent=1, allow_nan=False, default=str) if as_json else text)
 
@@ -273,6 +306,13 @@ def _fail(message: str, exit_code: int) -> None:
         print(json.dumps({"error": message, "exit_code": exit_code}, indent=1))
     print(f"edgestill: {message}", file=sys.stderr)
     sys.exit(exit_code)
+
+
+def _about_usage(error: TyperException) -> str:
+    """A command line that cannot be read; the error knows the verb that it was for."""
+    context = getattr(error, "ctx", None)
+    verb = context.command_path if context is not None else "edgestill"
+    return f"{error.format_message().rstrip('.')}. See: {verb} --help."
 
 
 def _about_os_error(error: OSError) -> str:

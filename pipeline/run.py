@@ -137,7 +137,7 @@ def run_recipe(
             seconds = time.monotonic() - begun_s
             return RunResult(run_dir=workspace.dir, built=tuple(workspace.built), seconds=seconds, stopped=str(stop))
         report_dir = workspace.publish("report", report.dir)
-        paths = {name: workspace.publish(f"bundles/{name}", bundle.path) for name, bundle in bundles.items()}
+        paths = workspace.publish_all("bundles", {name: bundle.path for name, bundle in bundles.items()})
     return RunResult(
         run_dir=workspace.dir,
         built=tuple(workspace.built),

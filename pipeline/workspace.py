@@ -8,6 +8,7 @@ stage's module imports, found without importing: a rerun with nothing to do impo
 from __future__ import annotations
 
 import ast
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,7 +27,7 @@ from typing import Any, TypeVar
 from pipeline.artifacts import Artifact
 from pipeline.progress import Progress
 from targets.base import read_json, sha256_file, write_json
-from targets.errors import IntegrityError
+from targets.errors import DeviceError, EdgestillError, IntegrityError
 
 A = TypeVar("A", bound=Artifact)
 
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipeline", "targets", "benchmarks")
 # The recipe's resolved values stand in the key already; how lines are shown decides no result.
 UNHASHED = ("pipeline.recipe", "pipeline.how", "pipeline.progress", "pipeline.workspace", "pipeline.artifacts")
+LEAST_FREE = 2**20  # bytes; a disk with less is full: writers fill it up before they fail
 CHECKPOINT_DIR = ".checkpoint"  # what an unfinished training goes on from; gone once the stage is finished
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML", "onnx_ir": "onnx-ir"}
 
@@ -97,18 +99,26 @@ class Workspace:
         parts = key_parts(config, inputs, module)
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         out_dir = self.dir / f"{label}-{key[:8]}"
-        finished = self._finished(out_dir, label)
+        finished = self._finished(out_dir, label, key)
         if finished is None:
             self._say_why(label, parts, out_dir)
             if self._dry_run:
                 raise Stopped(f"{label} and what follows from it would be built; everything before it is finished")
             _clear(out_dir)
             begun_s = time.monotonic()
-            with self._progress.task(label):
+            with self._progress.task(label), _disk_full_by_name(out_dir):
                 make(out_dir)
             finished = _finish(out_dir, label, key, parts, time.monotonic() - begun_s)
             self.built.append(label)
         return kind(dir=out_dir, digest=finished["digest"])
+
+    def publish_all(self, folder: str, targets: Mapping[str, Path]) -> dict[str, Path]:
+        """Point `<run>/<folder>/<name>` at each of `targets`; what an earlier run pointed at there is taken down."""
+        (self.dir / folder).mkdir(exist_ok=True)
+        for link in (self.dir / folder).iterdir():
+            if link.is_symlink() and link.name not in targets:
+                link.unlink()
+        return {name: self.publish(f"{folder}/{name}", target) for name, target in targets.items()}
 
     def publish(self, name: str, target: Path) -> Path:
         """Point `<run>/<name>` at a finished directory, so that its path does not change with its key."""
@@ -127,18 +137,18 @@ class Workspace:
         self._met.add(stage)
         return passed
 
-    def _finished(self, out_dir: Path, label: str) -> dict[str, Any] | None:
+    def _finished(self, out_dir: Path, label: str, key: str) -> dict[str, Any] | None:
+        """The stage's description where it is whole; removes nothing, so that `dry_run` may ask."""
         if not (out_dir / "stage.json").exists():
             return None
         if self._force is not None and label.split("-")[0] == self._force and label not in self.built:
-            shutil.rmtree(out_dir)
             return None
         try:
             stage: dict[str, Any] = read_json(out_dir / "stage.json")
+            _check_seal(out_dir, stage, key)
             _check_files(out_dir, stage)
-        except (IntegrityError, KeyError, TypeError, AttributeError) as error:
+        except IntegrityError as error:
             self._progress.say(f"{label}: {error} Built again.")
-            shutil.rmtree(out_dir)
             return None
         return stage
 
@@ -162,7 +172,8 @@ class Workspace:
                 stages.append(read_json(path))
             except IntegrityError:
                 continue
-        return max(stages, key=lambda stage: str(stage.get("utc", "")), default=None)
+        whole = [stage for stage in stages if isinstance(stage, dict) and {"parts", "utc"} <= stage.keys()]
+        return max(whole, key=lambda stage: str(stage["utc"]), default=None)
 
 
 def key_parts(config: Mapping[str, Any], inputs: Sequence[Artifact | str], module: str) -> dict[str, Any]:
@@ -205,8 +216,9 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _clear(out_dir: Path) -> None:
-    """Remove what an interrupted build left, but for the checkpoint that a training goes on from."""
+    """Remove what an earlier build left, but for the checkpoint that a training goes on from."""
     out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / "stage.json").unlink(missing_ok=True)  # first: from here on the stage is not finished
     for path in out_dir.iterdir():
         if path.name == CHECKPOINT_DIR:
             continue
@@ -219,12 +231,11 @@ def _clear(out_dir: Path) -> None:
 def _finish(out_dir: Path, label: str, key: str, parts: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     shutil.rmtree(out_dir / CHECKPOINT_DIR, ignore_errors=True)
     files = {str(path.relative_to(out_dir)): _file_facts(path) for path in sorted(out_dir.rglob("*")) if path.is_file()}
-    contents = [[name, facts["sha256"]] for name, facts in files.items()]
     stage = {
         "schema_version": 1,
         "label": label,
         "key": key,
-        "digest": hashlib.sha256(json.dumps(contents).encode()).hexdigest(),
+        "digest": _digest(files),
         "utc": datetime.now(UTC).isoformat(timespec="microseconds"),
         "seconds": round(seconds, 3),
         "parts": parts,
@@ -233,6 +244,12 @@ def _finish(out_dir: Path, label: str, key: str, parts: Mapping[str, Any], secon
     write_json(out_dir / "stage.json", stage)
     _sync(out_dir)
     return stage
+
+
+def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Over the names and contents of a stage's files."""
+    contents = [[name, facts["sha256"]] for name, facts in files.items()]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 
 def _sync(directory: Path) -> None:
@@ -248,6 +265,17 @@ def _file_facts(path: Path) -> dict[str, Any]:
     return {"sha256": sha256_file(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
+def _check_seal(out_dir: Path, stage: Any, key: str) -> None:
+    """Raise IntegrityError where stage.json is not as it was written, in so far as anything is taken from it."""
+    try:
+        whole = stage["key"] == key and stage["digest"] == _digest(stage["files"])
+        whole = whole and all({"size", "mtime_ns"} <= facts.keys() for facts in stage["files"].values())
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise IntegrityError(f"{out_dir / 'stage.json'} is not as it was written.")
+
+
 def _check_files(out_dir: Path, stage: Mapping[str, Any]) -> None:
     """Raise IntegrityError for a file that is not as the stage left it; contents are hashed only where stat differs."""
     for name, facts in stage["files"].items():
@@ -261,6 +289,23 @@ def _check_files(out_dir: Path, stage: Mapping[str, Any]) -> None:
             raise IntegrityError(f"{path} has {stat.st_size} bytes, not {facts['size']}.")
         if sha256_file(path) != facts["sha256"]:
             raise IntegrityError(f"{path} has changed since it was written.")
+
+
+@contextmanager
+def _disk_full_by_name(out_dir: Path) -> Iterator[None]:
+    """Turn what libraries raise on a full disk into an OSError that says so.
+
+    torch raises RuntimeError ("unexpected pos"), safetensors an error of its own, numpy an OSError without a number, and a
+    process on the device ends as it likes.
+    """
+    try:
+        yield
+    except Exception as error:
+        of_ours = isinstance(error, EdgestillError) and not isinstance(error, DeviceError)
+        said_so = os.strerror(errno.ENOSPC) in str(error)
+        if not of_ours and (said_so or shutil.disk_usage(out_dir).free < LEAST_FREE):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out_dir)) from error
+        raise
 
 
 @cache

@@ -1,0 +1,1 @@
+"""Scripts whose JSON stands behind a published statement: each runs the product from outside, by its command line."""

@@ -1,0 +1,401 @@
+"""The front doors for a model of a person's own: quantize, compile, bench and lint any ONNX graph; no recipe, no labels.
+
+Reads an ONNX file (or a compiled directory, or a bundle) and calibration samples. Each verb writes one directory, whole or
+not at all, with report.json in it, and returns a report. What is compiled and measured runs in the device program, in fresh
+processes. Imports no torch before something is to be quantized.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from benchmarks.bench import Arm, compare_speed, measure_arms
+from benchmarks.device.measure import PRESETS
+from benchmarks.device.record import Record
+from benchmarks.device.verify import MANIFEST, check_files, check_machine
+from pipeline.calibration import Calibration, read_calibration
+from pipeline.gates import Gate, first_failure, lint_gate, placement_gate, why_not
+from pipeline.graphs.files import describe, export_graph, import_onnx, read_graph
+from pipeline.progress import Progress, Quiet
+from pipeline.recipe import TargetConfig
+from pipeline.verb_reports import MIB, BenchReport, CompileReport, LintReport, QuantizeReport, Row, row_of
+from pipeline.workbench import REPORT_FILE, Workbench, whole_directory
+from targets import make_target
+from targets.base import CompiledModel, Exported, Placement, write_json
+from targets.errors import EdgestillError, MeasurementError, ModelError, RecipeError, TargetError
+from targets.lint import lint
+
+if TYPE_CHECKING:
+    from pipeline.stages.quantize_onnx import OutputDifference
+
+INT8 = "int8"
+ADVICE = {
+    "lint": "Mend what the findings name, or let `edgestill quantize` make the graph from the float model for this target.",
+    "compile": "Export the model with other operators, take another target, or stay with float.",
+    "placement": "See which layers run in float, ask for less (--min-int8-share), take another target, or stay with float.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is wanted of a model: the target, the directory, the gate, how long is measured. Raises RecipeError."""
+
+    target: str
+    out_dir: Path
+    options: Mapping[str, Any]
+    preset: str
+    launches: int | None
+    progress: Progress
+    keep: tuple[Path, ...]  # what is read, and so must not lie in out_dir
+    min_int8_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        make_target(self.target, self.options)
+        if self.preset not in PRESETS:
+            raise RecipeError(f"--preset {self.preset}: there is no such preset. Known: {', '.join(PRESETS)}.")
+
+
+def quantize_model(
+    model: Path,
+    calibration: Path,
+    *,
+    target: str,
+    options: Mapping[str, Any] | None = None,
+    out_dir: Path,
+    num_samples: int = 128,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    resize: int | None = None,
+    min_int8_share: float = 0.95,
+    preset: str = "smoke",
+    launches: int | None = None,
+    progress: Progress | None = None,
+) -> QuantizeReport:
+    """Float ONNX + calibration (a folder of images, or an NPZ file) -> out_dir/model.onnx in INT8, proved on the target.
+
+    mean and std are in pixel units, 0..255; resize is the shorter side in pixels. Raises ModelError, DataError, RecipeError
+    or TargetError for what cannot be begun. INT8 that does not pass lint, compile or placement is in `failure`: what was
+    made is written all the same, so that it can be looked at.
+    """
+    order = Order(
+        target=target,
+        out_dir=out_dir,
+        options=options or {},
+        preset=preset,
+        launches=launches,
+        progress=progress or Quiet(),
+        keep=(model, calibration),
+        min_int8_share=min_int8_share,
+    )
+    inputs = describe(_float_graph(model), name=model.stem, out_dir=model.parent).inputs
+    samples = read_calibration(
+        calibration, inputs, num_samples=num_samples, mean=mean, std=std, resize=resize, progress=order.progress
+    )
+    return quantize_with(model, samples, order)
+
+
+def quantize_with(model: Path, calibration: Calibration, order: Order) -> QuantizeReport:
+    """The same from samples that are there already."""
+    with (
+        whole_directory(order.out_dir, "quantize", keep=order.keep) as out_dir,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        floats = _import_float(model, calibration, Path(scratch) / "float")
+        report = _quantize(
+            floats, calibration, order, out_dir, Workbench.open(order.target, order.options, Path(scratch))
+        )
+        write_json(out_dir / REPORT_FILE, report.to_json())
+    return report
+
+
+def compile_model(
+    model: Path,
+    *,
+    target: str,
+    options: Mapping[str, Any] | None = None,
+    out_dir: Path,
+    precision: str | None = None,
+    min_int8_share: float = 0.95,
+    progress: Progress | None = None,
+) -> CompileReport:
+    """Compile an ONNX file, float or Q/DQ, in `precision` (None: int8 for a Q/DQ graph, else fp32), with its placement.
+
+    Raises ModelError or TargetError where it cannot be compiled; too small a share of INT8 is in `failure`.
+    """
+    progress = progress or Quiet()
+    with whole_directory(out_dir, "compile", keep=(model,)) as partial, tempfile.TemporaryDirectory() as scratch:
+        bench = Workbench.open(target, options or {}, Path(scratch))
+        with progress.task(f"compile for {target}"):
+            exported = _import_fixed(model, Path(scratch) / "exported")
+            wanted = precision or (INT8 if exported.scheme else "fp32")
+            placement = bench.compile(exported, wanted, partial)
+        gates = [_placement_gate(placement, target, min_int8_share)] if wanted == INT8 else []
+        compiled = CompiledModel.load(partial)
+        report = CompileReport(
+            out_dir=out_dir,
+            model=model.name,
+            target=target,
+            precision=wanted,
+            toolchain=compiled.toolchain,
+            size_mib=compiled.size_bytes / MIB,
+            placement=placement,
+            failure=_failure(gates, target),
+        )
+        write_json(partial / REPORT_FILE, report.to_json())
+    return report
+
+
+def bench_model(
+    model: Path,
+    *,
+    target: str,
+    options: Mapping[str, Any] | None = None,
+    out_dir: Path,
+    preset: str = "ci",
+    launches: int | None = None,
+    progress: Progress | None = None,
+) -> BenchReport:
+    """Measure an ONNX file in each precision that the target offers for it, or a compiled directory, or a bundle, as it is.
+
+    What is compiled already brings its own target and options; `target` and `options` are then not looked at. An
+    untrustworthy measurement is written and in `failure` (exit 7), but for preset smoke, which claims nothing.
+    """
+    compiled_dir = _compiled_in(model)
+    if compiled_dir is not None:
+        compiled = CompiledModel.load(compiled_dir)
+        check_machine(compiled)
+        target, options = compiled.target, compiled.options
+    order = Order(
+        target=target,
+        out_dir=out_dir,
+        options=options or {},
+        preset=preset,
+        launches=launches,
+        progress=progress or Quiet(),
+        keep=(model,),
+    )
+    with whole_directory(out_dir, "bench", keep=order.keep) as partial, tempfile.TemporaryDirectory() as scratch:
+        bench = Workbench.open(target, order.options, Path(scratch))
+        if compiled_dir is None:
+            arms = _compile_all(bench, _import_fixed(model, Path(scratch) / "exported"), order, partial)
+        else:
+            arms = [Arm(compiled.precision, compiled_dir, placement=bench.placement(compiled_dir))]
+        rows = _rows(arms, _measure(bench, arms, order, partial))
+        report = BenchReport(
+            out_dir=out_dir,
+            model=model.name,
+            target=target,
+            preset=preset,
+            rows=rows,
+            failure=_untrustworthy(rows, preset),
+        )
+        write_json(partial / REPORT_FILE, report.to_json())
+    return report
+
+
+def lint_model(model: Path, *, target: str) -> LintReport:
+    """What is known to keep `target` from running a Q/DQ graph in INT8; an error among it is in `failure` (exit 5)."""
+    dialect = make_target(target, {}).dialect
+    read_graph(model)  # refuses what is no whole ONNX model
+    findings = tuple(lint(model, dialect))
+    gates = [lint_gate([asdict(finding) for finding in findings])]
+    return LintReport(model=model.name, target=target, findings=findings, failure=_failure(gates, target))
+
+
+def _quantize(
+    floats: Exported, calibration: Calibration, order: Order, out_dir: Path, bench: Workbench
+) -> QuantizeReport:
+    """Quantize, compare, prove: `out_dir` becomes the directory that is handed over."""
+    int8, differences = _quantize_graph(floats, calibration, bench, order.progress, out_dir)
+    findings = tuple(lint(int8.model_path, int8.dialect or ""))
+    proof = _prove(int8, floats, order, out_dir, bench)
+    gates = [lint_gate([asdict(finding) for finding in findings]), *proof.gates]
+    failed = first_failure(gates)
+    return QuantizeReport(
+        out_dir=order.out_dir,
+        model=floats.name,
+        target=order.target,
+        preset=order.preset,
+        num_calibration=len(calibration.samples),
+        num_held_out=len(calibration.held_out),
+        calibration=calibration.how,
+        notes=calibration.notes,
+        findings=findings,
+        differences=differences,
+        placement=proof.placement,
+        rows=proof.rows,
+        ships=None if failed else proof.ships,
+        why=f"INT8 does not ship: {why_not(failed)}" if failed else proof.why,
+        failure=_failure(gates, order.target),
+    )
+
+
+def _quantize_graph(
+    floats: Exported, calibration: Calibration, bench: Workbench, progress: Progress, out_dir: Path
+) -> tuple[Exported, tuple[OutputDifference, ...]]:
+    """The INT8 graph, and what it answers otherwise than float on the samples that were held out."""
+    target = make_target(bench.target, bench.options)
+    with progress.task("quantize"):
+        from pipeline.stages.quantize_onnx import compare_outputs, quantize_onnx
+
+        int8 = quantize_onnx(
+            floats.model_path,
+            calibration.samples,
+            scheme=target.scheme,
+            dialect=target.dialect,
+            out_dir=out_dir,
+            name=floats.name,
+            preprocessing=calibration.preprocessing,
+        )
+    with progress.task("compare with float"):
+        compared = calibration.held_out or calibration.samples
+        return int8, tuple(compare_outputs(floats.model_path, int8.model_path, compared))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What the target says of an INT8 graph. `ships` is a precision, None where nothing was measured."""
+
+    gates: tuple[Gate, ...]
+    placement: Placement | None = None
+    rows: tuple[Row, ...] = ()
+    ships: str | None = None
+    why: str = ""
+
+
+def _prove(int8: Exported, floats: Exported, order: Order, out_dir: Path, bench: Workbench) -> Proof:
+    """Compile INT8 and every float precision, read the placement, measure them against each other."""
+    with order.progress.task(f"compile for {order.target}"):
+        try:
+            placement = bench.compile(int8, INT8, out_dir / "compiled" / INT8)
+        except TargetError as error:
+            return Proof(gates=(Gate(name="compile", passed=False, detail=str(error)),))
+        placements = {INT8: placement}
+        for precision in bench.float_precisions:
+            placements[precision] = bench.compile(floats, precision, out_dir / "compiled" / precision)
+    arms = _arms(placements, out_dir / "compiled")
+    records = _measure(bench, arms, order, out_dir)
+    ships, why = _faster(records)
+    return Proof(
+        gates=(_placement_gate(placement, order.target, order.min_int8_share),),
+        placement=placement,
+        rows=_rows(arms, records),
+        ships=ships,
+        why=why,
+    )
+
+
+def _compile_all(bench: Workbench, exported: Exported, order: Order, out_dir: Path) -> list[Arm]:
+    """A Q/DQ graph as INT8, a float graph in each float precision of the target."""
+    precisions = (INT8,) if exported.scheme else bench.float_precisions
+    with order.progress.task(f"compile for {order.target}"):
+        placements = {name: bench.compile(exported, name, out_dir / "compiled" / name) for name in precisions}
+    return _arms(placements, out_dir / "compiled")
+
+
+def _measure(bench: Workbench, arms: Sequence[Arm], order: Order, out_dir: Path) -> dict[str, Record]:
+    """One record an arm, kept in bench/records.json beside the raw samples."""
+    with order.progress.task(f"measure {order.target}") as task:
+        records = measure_arms(
+            bench.device,
+            arms,
+            preset=order.preset,
+            launches=order.launches,
+            out_dir=out_dir / "bench",
+            on_progress=lambda done, total, detail: task.advance(1, f"{detail} ({done}/{total})"),
+        )
+    by_arm = {arm.name: record for arm, record in zip(arms, records, strict=True)}
+    write_json(out_dir / "bench" / "records.json", {name: record.to_json() for name, record in by_arm.items()})
+    return by_arm
+
+
+def _arms(placements: Mapping[str, Placement], compiled_dir: Path) -> list[Arm]:
+    return [Arm(precision, compiled_dir / precision, placement=one) for precision, one in placements.items()]
+
+
+def _rows(arms: Sequence[Arm], records: Mapping[str, Record]) -> tuple[Row, ...]:
+    return tuple(row_of(arm.name, records[arm.name]) for arm in arms)
+
+
+def _faster(records: Mapping[str, Record]) -> tuple[str, str]:
+    """(what ships, why): INT8 ships where it is faster than the fastest float."""
+    floats = {name: record for name, record in records.items() if name != INT8}
+    fastest = min(floats, key=lambda name: floats[name].summary.p25_us)
+    speed = compare_speed(records[INT8], floats[fastest])
+    told = f"INT8 takes {1 / speed.ratio:.2f} of the time of {fastest}, the fastest float ({speed.basis})"
+    return (INT8, f"INT8 ships: {told}") if speed.faster else (fastest, f"float ships ({fastest}): {told}")
+
+
+def _placement_gate(placement: Placement, target: str, min_int8_share: float) -> Gate:
+    return placement_gate(placement.int8_share, TargetConfig(name=target, min_int8_share=min_int8_share))
+
+
+def _failure(gates: Sequence[Gate], target: str) -> EdgestillError | None:
+    failed = first_failure(gates)
+    if failed is None:
+        return None
+    return TargetError(f"{target}: INT8 does not pass the gate {why_not(failed)}.\n{ADVICE[failed.name]}")
+
+
+def _untrustworthy(rows: Sequence[Row], preset: str) -> EdgestillError | None:
+    """Preset smoke claims nothing, so nothing of it can be untrue."""
+    disturbed = [row.arm for row in rows if not row.valid]
+    if preset == "smoke" or not disturbed:
+        return None
+    return MeasurementError(
+        f"{', '.join(disturbed)}: half of the launches or more were disturbed, so the figures cannot be trusted. "
+        "Measure again on a quiet machine; what was measured is kept."
+    )
+
+
+def _float_graph(model: Path) -> ir.Model:
+    graph = read_graph(model)
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.graph):
+        raise ModelError(f"{model} is quantized already. Compile or bench it as it is, or give the float model.")
+    return graph
+
+
+def _import_float(model: Path, calibration: Calibration, out_dir: Path) -> Exported:
+    """The float graph with every free axis but the batch pinned to the samples' size: so it is quantized and measured."""
+    graph = _float_graph(model)
+    for value in graph.graph.inputs:
+        sample = calibration.samples[0].get(str(value.name))
+        if sample is not None and value.shape is not None and len(value.shape) == sample.ndim:
+            sizes = [
+                size if isinstance(size, int) else given for size, given in zip(value.shape, sample.shape, strict=True)
+            ]
+            value.shape = ir.Shape([value.shape[0], *sizes[1:]])
+    return export_graph(
+        graph, describe(graph, name=model.stem, out_dir=out_dir, preprocessing=calibration.preprocessing)
+    )
+
+
+def _import_fixed(model: Path, out_dir: Path) -> Exported:
+    """Anybody's graph as it is; one that leaves more than the batch free has no size to be proved or measured with."""
+    exported = import_onnx(model, name=model.stem, out_dir=out_dir)
+    for spec in exported.inputs:
+        if None in spec.shape[1:]:
+            raise ModelError(
+                f"{model}: input '{spec.name}' {list(spec.shape)} leaves more than the batch free, so there is no size to "
+                "compile for. Fix it:\n"
+                f"python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name {spec.name} --input_shape 1,3,224,224 ..."
+            )
+    return exported
+
+
+def _compiled_in(model: Path) -> Path | None:
+    """The compiled directory that `model` is or, as a bundle, holds; None for an ONNX file."""
+    if not model.is_dir():
+        return None
+    if (model / MANIFEST).is_file():
+        check_files(model)
+        return model / "model"
+    if (model / "compiled.json").is_file():
+        return model
+    raise ModelError(f"{model} is neither a compiled directory nor a bundle. Give one of these, or an ONNX file.")

@@ -1,0 +1,92 @@
+"""Where the verbs on a person's own model work: one target on this machine, and a directory that is written whole or not.
+
+Compiling and proving run in the device program, in a fresh process: a runtime that crashes takes no work along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.devices import Device, Local, run_program
+from benchmarks.pack import PROGRAM, pack_device_program
+from targets import make_target
+from targets.base import Exported, Placement, read_json
+from targets.errors import IntegrityError, RecipeError, TargetError
+
+REPORT_FILE = "report.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """A target with its options on a device; `float_precisions` is what its runtime offers there, fp32 first."""
+
+    target: str
+    options: Mapping[str, Any]
+    device: Device
+    program: str
+    float_precisions: tuple[str, ...]
+
+    @classmethod
+    def open(cls, target: str, options: Mapping[str, Any], scratch_dir: Path) -> Workbench:
+        """Pack the device program into `scratch_dir` and ask the target; raises TargetError where it is not installed."""
+        make_target(target, options)
+        device = Local()
+        program = device.put(pack_device_program(scratch_dir / PROGRAM))
+        offered = run_program(device, program, ["probe", "--target", target, "--options", json.dumps(dict(options))])
+        if offered["missing"]:
+            raise TargetError(f"{target} is not installed on {device.name}. Run there: {offered['missing']}.")
+        precisions = tuple(offered["float_precisions"])
+        return cls(target=target, options=options, device=device, program=program, float_precisions=precisions)
+
+    def compile(self, exported: Exported, precision: str, out_dir: Path) -> Placement:
+        """Compile into `out_dir` and read where each layer runs. Raises TargetError in the runtime's own words."""
+        argv = ["compile", "--target", self.target, "--options", json.dumps(dict(self.options))]
+        argv += ["--exported", self.device.put(exported.directory), "--precision", precision]
+        run_program(self.device, self.program, [*argv, "--out", self.device.scratch(out_dir)])
+        return self.placement(out_dir)
+
+    def placement(self, compiled_dir: Path) -> Placement:
+        argv = ["placement", "--compiled", self.device.put(compiled_dir)]
+        return Placement.from_json(run_program(self.device, self.program, argv))
+
+
+@contextmanager
+def whole_directory(out_dir: Path, verb: str, *, keep: Sequence[Path]) -> Iterator[Path]:
+    """An empty directory that takes the place of `out_dir` at the end; after an error `out_dir` is as it was.
+
+    Only what the same verb wrote before is replaced, and never what holds a path of `keep`. Raises RecipeError.
+    """
+    out_dir = out_dir.absolute()
+    if any(path.absolute().is_relative_to(out_dir) for path in keep) or not _replaceable(out_dir, verb):
+        raise RecipeError(
+            f"--out {out_dir}: it holds files that 'edgestill {verb}' did not write. Name another directory, or empty it."
+        )
+    partial = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(out_dir, ignore_errors=True)
+        partial.rename(out_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replaceable(out_dir: Path, verb: str) -> bool:
+    if not out_dir.exists():
+        return True
+    if not out_dir.is_dir():
+        return False
+    if not any(out_dir.iterdir()):
+        return True
+    try:
+        return bool(read_json(out_dir / REPORT_FILE)["verb"] == verb)
+    except (IntegrityError, KeyError, TypeError):
+        return False
