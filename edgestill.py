@@ -1,0 +1,84 @@
+"""edgestill from Python: the functions behind the verbs, their types and their errors, under names that versions keep.
+
+A name is imported from where it lives when it is first used, so that `import edgestill` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.device.verify import verify_bundle
+    from benchmarks.report import render_report
+    from pipeline.bring_your_own import bench_model, compile_model, lint_model, quantize_model
+    from pipeline.own_module import quantize_module
+    from pipeline.recipe import Recipe, load_recipe, recipe_schema
+    from pipeline.run import RunResult, run_recipe
+    from pipeline.verb_reports import BenchReport, CompileReport, LintReport, QuantizeReport
+    from targets.errors import (
+        BudgetError,
+        DataError,
+        DeviceError,
+        EdgestillError,
+        GateError,
+        IntegrityError,
+        MeasurementError,
+        ModelError,
+        RecipeError,
+        TargetError,
+        TrainingError,
+    )
+
+__all__ = [
+    "BenchReport",
+    "BudgetError",
+    "CompileReport",
+    "DataError",
+    "DeviceError",
+    "EdgestillError",
+    "GateError",
+    "IntegrityError",
+    "LintReport",
+    "MeasurementError",
+    "ModelError",
+    "QuantizeReport",
+    "Recipe",
+    "RecipeError",
+    "RunResult",
+    "TargetError",
+    "TrainingError",
+    "bench_model",
+    "compile_model",
+    "lint_model",
+    "load_recipe",
+    "quantize_model",
+    "quantize_module",
+    "recipe_schema",
+    "render_report",
+    "run_recipe",
+    "verify_bundle",
+]
+
+_HOMES = {
+    "benchmarks.device.verify": ("verify_bundle",),
+    "benchmarks.report": ("render_report",),
+    "pipeline.bring_your_own": ("bench_model", "compile_model", "lint_model", "quantize_model"),
+    "pipeline.own_module": ("quantize_module",),
+    "pipeline.recipe": ("Recipe", "load_recipe", "recipe_schema"),
+    "pipeline.run": ("RunResult", "run_recipe"),
+    "pipeline.verb_reports": ("BenchReport", "CompileReport", "LintReport", "QuantizeReport"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'edgestill' has no attribute '{name}'")
+    value = getattr(import_module(_HOME_OF.get(name, "targets.errors")), name)
+    globals()[name] = value  # the next use finds it without asking here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -88,6 +88,7 @@ LEDGER = (
     Column("Precision", "precision", name_of),
     Column("n", "n"),
     Column("%", "top1", percent, group="Top-1", interval="ci95"),
+    Column("Own metric", "metric"),
     Column("teacher", "agreement_teacher", percent, group="Agreement, %"),
     Column("previous hop", "agreement_previous", percent, group="Agreement, %"),
     Column("Δ points", "difference_top1", points, group="Against the previous hop", interval="difference_ci95"),

@@ -13,15 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
 from benchmarks.bench import Arm, compare_speed, measure_arms
 from benchmarks.device.measure import PRESETS
 from benchmarks.device.record import Record
 from benchmarks.device.verify import MANIFEST, check_files, check_machine
 from pipeline.calibration import Calibration, read_calibration
 from pipeline.gates import Gate, first_failure, lint_gate, placement_gate, why_not
-from pipeline.graphs.files import describe, export_graph, import_onnx, read_graph
+from pipeline.graphs.files import describe, read_graph
+from pipeline.own_graph import check_runs, float_graph, import_fixed, import_float
 from pipeline.progress import Progress, Quiet
 from pipeline.recipe import TargetConfig
 from pipeline.verb_reports import MIB, BenchReport, CompileReport, LintReport, QuantizeReport, Row, row_of
@@ -59,6 +58,7 @@ class Order:
         make_target(self.target, self.options)
         if self.preset not in PRESETS:
             raise RecipeError(f"--preset {self.preset}: there is no such preset. Known: {', '.join(PRESETS)}.")
+        _check_share(self.min_int8_share)
 
 
 def quantize_model(
@@ -93,7 +93,7 @@ def quantize_model(
         keep=(model, calibration),
         min_int8_share=min_int8_share,
     )
-    inputs = describe(_float_graph(model), name=model.stem, out_dir=model.parent).inputs
+    inputs = describe(float_graph(model), name=model.stem, out_dir=model.parent).inputs
     samples = read_calibration(
         calibration, inputs, num_samples=num_samples, mean=mean, std=std, resize=resize, progress=order.progress
     )
@@ -106,7 +106,8 @@ def quantize_with(model: Path, calibration: Calibration, order: Order) -> Quanti
         whole_directory(order.out_dir, "quantize", keep=order.keep) as out_dir,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        floats = _import_float(model, calibration, Path(scratch) / "float")
+        floats = import_float(model, calibration, Path(scratch) / "float")
+        check_runs(floats, calibration.samples[0])
         report = _quantize(
             floats, calibration, order, out_dir, Workbench.open(order.target, order.options, Path(scratch))
         )
@@ -128,11 +129,12 @@ def compile_model(
 
     Raises ModelError or TargetError where it cannot be compiled; too small a share of INT8 is in `failure`.
     """
+    _check_share(min_int8_share)
     progress = progress or Quiet()
     with whole_directory(out_dir, "compile", keep=(model,)) as partial, tempfile.TemporaryDirectory() as scratch:
         bench = Workbench.open(target, options or {}, Path(scratch))
         with progress.task(f"compile for {target}"):
-            exported = _import_fixed(model, Path(scratch) / "exported")
+            exported = import_fixed(model, Path(scratch) / "exported")
             wanted = precision or (INT8 if exported.scheme else "fp32")
             placement = bench.compile(exported, wanted, partial)
         gates = [_placement_gate(placement, target, min_int8_share)] if wanted == INT8 else []
@@ -183,7 +185,7 @@ def bench_model(
     with whole_directory(out_dir, "bench", keep=order.keep) as partial, tempfile.TemporaryDirectory() as scratch:
         bench = Workbench.open(target, order.options, Path(scratch))
         if compiled_dir is None:
-            arms = _compile_all(bench, _import_fixed(model, Path(scratch) / "exported"), order, partial)
+            arms = _compile_all(bench, import_fixed(model, Path(scratch) / "exported"), order, partial)
         else:
             arms = [Arm(compiled.precision, compiled_dir, placement=bench.placement(compiled_dir))]
         rows = _rows(arms, _measure(bench, arms, order, partial))
@@ -332,6 +334,11 @@ def _faster(records: Mapping[str, Record]) -> tuple[str, str]:
     return (INT8, f"INT8 ships: {told}") if speed.faster else (fastest, f"float ships ({fastest}): {told}")
 
 
+def _check_share(min_int8_share: float) -> None:
+    if not 0 <= min_int8_share <= 1:
+        raise RecipeError(f"--min-int8-share {min_int8_share}: it is a share of all MACs. Give 0 to 1.")
+
+
 def _placement_gate(placement: Placement, target: str, min_int8_share: float) -> Gate:
     return placement_gate(placement.int8_share, TargetConfig(name=target, min_int8_share=min_int8_share))
 
@@ -352,41 +359,6 @@ def _untrustworthy(rows: Sequence[Row], preset: str) -> EdgestillError | None:
         f"{', '.join(disturbed)}: half of the launches or more were disturbed, so the figures cannot be trusted. "
         "Measure again on a quiet machine; what was measured is kept."
     )
-
-
-def _float_graph(model: Path) -> ir.Model:
-    graph = read_graph(model)
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.graph):
-        raise ModelError(f"{model} is quantized already. Compile or bench it as it is, or give the float model.")
-    return graph
-
-
-def _import_float(model: Path, calibration: Calibration, out_dir: Path) -> Exported:
-    """The float graph with every free axis but the batch pinned to the samples' size: so it is quantized and measured."""
-    graph = _float_graph(model)
-    for value in graph.graph.inputs:
-        sample = calibration.samples[0].get(str(value.name))
-        if sample is not None and value.shape is not None and len(value.shape) == sample.ndim:
-            sizes = [
-                size if isinstance(size, int) else given for size, given in zip(value.shape, sample.shape, strict=True)
-            ]
-            value.shape = ir.Shape([value.shape[0], *sizes[1:]])
-    return export_graph(
-        graph, describe(graph, name=model.stem, out_dir=out_dir, preprocessing=calibration.preprocessing)
-    )
-
-
-def _import_fixed(model: Path, out_dir: Path) -> Exported:
-    """Anybody's graph as it is; one that leaves more than the batch free has no size to be proved or measured with."""
-    exported = import_onnx(model, name=model.stem, out_dir=out_dir)
-    for spec in exported.inputs:
-        if None in spec.shape[1:]:
-            raise ModelError(
-                f"{model}: input '{spec.name}' {list(spec.shape)} leaves more than the batch free, so there is no size to "
-                "compile for. Fix it:\n"
-                f"python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name {spec.name} --input_shape 1,3,224,224 ..."
-            )
-    return exported
 
 
 def _compiled_in(model: Path) -> Path | None:

@@ -248,7 +248,8 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _read_npz(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # np.load leaves a file open that it opened itself and cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one nameless array")
             arrays: dict[str, Array] = {name: archive[name] for name in archive.files}

@@ -12,12 +12,18 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Protocol
 
 import typer
 from typer.exceptions import TyperException
 
 from pipeline.progress import open_progress
+
+if TYPE_CHECKING:
+    from targets.errors import EdgestillError
+
+USAGE = 2
+INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 
 app = typer.Typer(
     name="edgestill",
@@ -48,18 +54,19 @@ Preset = Annotated[str, typer.Option("--preset", help="smoke, ci or release: how
 def main() -> None:
     """Run a verb and end with the exit code of what happened; never a traceback."""
     try:
-        app()
-    except KeyboardInterrupt:
-        _fail("interrupted: what was finished is kept, the same command goes on from there", 130)
+        exit_code = app(standalone_mode=False)
     except Exception as error:  # the last wall before the person
         _fail(*_explain(error))
+    if exit_code == INTERRUPTED:
+        _fail("interrupted: what was finished is kept, the same command goes on from there", INTERRUPTED)
+    sys.exit(exit_code)
 
 
 def _explain(error: Exception) -> tuple[str, int]:
     """Message and exit code. `targets` brings numpy along, which an answer to --help does without: imported here."""
-    from targets.errors import EdgestillError, RecipeError
-
-INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
+    if isinstance(error, TyperException):
+        return _about_usage(error), USAGE
+    from targets.errors import EdgestillError
 
     if isinstance(error, EdgestillError):
         return str(error), error.exit_code
@@ -67,12 +74,18 @@ INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 
 
 @app.callback(invoke_without_command=True)
-def _root(show_version: Annotated[bool, typer.Option("--version", help="print the version and end")] = False) -> None:
+def _root(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="print the version and end")] = False,
+) -> None:
     if show_version:
         from importlib.metadata import version
 
         typer.echo(f"edgestill {version('edgestill')}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(USAGE)
 
 
 @app.command()
@@ -285,27 +298,27 @@ def _answer(answer: Answer, as_json: bool) -> None:
     """Print the answer. Its document holds the failure already, so that stdout has one document and no second."""
     _print(answer.to_json(), as_json, answer.text())
     if answer.failure is not None:
-        print(f"edgestill: {answer.failure}", file=sys.stderr)
+        print(f"edgestill: {_shown(str(answer.failure))}", file=sys.stderr)
         raise typer.Exit(answer.failure.exit_code)
-
-
-def _answer(report: Any, as_json: bool) -> None:
-    """Print what a verb answers, then end with the exit code of its failure: one JSON document, failure or not."""
-    _print(report.to_json(), as_json, report.text())
-    if report.failure is not None:
-        typer.echo(f"edgestill: {report.failure}", err=True)
-        raise typer.Exit(report.failure.exit_code)
 
 
 def _print(document: Any, as_json: bool, text: str) -> None:
     typer.echo(json.dumps(document, indent=1, allow_nan=False, default=str) if as_json else text)
 
 
-def _fail(message: str, exit_code: int) -> None:
+def _fail(message: str, exit_code: int) -> NoReturn:
+    message = _shown(message)
     if "--json" in sys.argv:
         print(json.dumps({"error": message, "exit_code": exit_code}, indent=1))
     print(f"edgestill: {message}", file=sys.stderr)
     sys.exit(exit_code)
+
+
+def _shown(message: str) -> str:
+    """At most three lines. What a person gave may hold line breaks and control characters: shown, not obeyed."""
+    lines = message.split("\n")
+    lines = [*lines[:2], " ".join(lines[2:])] if len(lines) > 3 else lines
+    return "\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
 
 
 def _about_usage(error: TyperException) -> str:

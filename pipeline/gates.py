@@ -52,13 +52,14 @@ def placement_gate(int8_share: float, config: TargetConfig) -> Gate:
     )
 
 
-def accuracy_gate(top1: float, top1_float: float, max_drop: float) -> Gate:
+def accuracy_gate(value: float, value_float: float, max_drop: float, metric: str = "top-1") -> Gate:
+    """value, value_float: the metric of the artifact and of the float student on the test split, larger is better."""
     return Gate(
         name="accuracy",
-        passed=top1 >= top1_float - max_drop,
-        value=top1,
-        limit=top1_float - max_drop,
-        detail=f"test top-1; the float student has {top1_float:.4f}, {max_drop:.4f} may be lost",
+        passed=value >= value_float - max_drop,
+        value=value,
+        limit=value_float - max_drop,
+        detail=f"test {metric}; the float student has {value_float:.4f}, {max_drop:.4f} may be lost",
     )
 
 

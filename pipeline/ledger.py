@@ -8,7 +8,7 @@ a name. Reads logits; knows nothing of where they came from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from targets.errors import ModelError
 
 Logits = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Metric = Callable[[Logits, Labels], float]
 
 SIGNIFICANT_P = 0.05
 MAX_FLIPPED_LISTED = 50
@@ -39,8 +40,9 @@ class Hop:
     after: str | None = None
 
 
-def ledger(hops: Sequence[Hop], labels_N: Labels) -> list[dict[str, Any]]:
-    """Rows in the order of the hops. Fractions for accuracies, nats for KL, class ids (N,) for labels.
+def ledger(hops: Sequence[Hop], labels_N: Labels, metric: Metric | None = None) -> list[dict[str, Any]]:
+    """Rows in the order of the hops. Fractions for accuracies, nats for KL, class ids (N,) for labels; `metric` is one of the
+    person's own, scored beside top-1.
 
     Raises ModelError where a hop's logits are no numbers or of another shape than its samples.
     """
@@ -48,7 +50,9 @@ def ledger(hops: Sequence[Hop], labels_N: Labels) -> list[dict[str, Any]]:
     for position, hop in enumerate(hops):
         _check(hop, len(labels_N))
         previous = _previous(hops, position)
-        rows.append(_row(hop, previous, hops[0], labels_N))
+        labels = labels_N if hop.index_N is None else labels_N[hop.index_N]
+        own = None if metric is None else float(metric(hop.logits_NK, labels))
+        rows.append({**_row(hop, previous, hops[0], labels), "metric": own})
     return rows
 
 
@@ -70,8 +74,7 @@ def _previous(hops: Sequence[Hop], position: int) -> Hop | None:
     return hops[position - 1] if position else None
 
 
-def _row(hop: Hop, previous: Hop | None, first: Hop, labels_N: Labels) -> dict[str, Any]:
-    labels = labels_N if hop.index_N is None else labels_N[hop.index_N]
+def _row(hop: Hop, previous: Hop | None, first: Hop, labels: Labels) -> dict[str, Any]:
     classes_N = hop.logits_NK.argmax(1)
     right_N = classes_N == labels
     row: dict[str, Any] = {

@@ -202,7 +202,12 @@ class BenchConfig(Section):
 class GateConfig(Section):
     """The gate on the artifact that ships, against the float student, on the test samples."""
 
-    max_drop: Fraction = Field(0.01, description="top-1 that may be lost between the float student and the artifact")
+    max_drop: float = Field(0.01, ge=0.0, description="what may be lost between the float student and the artifact")
+    metric: str | None = Field(
+        None,
+        description="python:package.module:factory; factory() gives a function of logits (N, K) and class ids (N,), larger is "
+        "better: every hop is scored with it, and the gate holds it in place of top-1",
+    )
 
 
 class Recipe(Section):

@@ -182,7 +182,9 @@ class Steps:
             f"verdict-{name}",
             {"target": _plain(target), "gate": _plain(self.recipe.gate)},
             [data, *models, *scores, compiled, measured],
-            lambda out: stages.verdict.judge(target, self.recipe.gate, data, models, scores, compiled, measured, out),
+            lambda out: stages.verdict.judge(
+                target, self.recipe.gate, data, models, scores, compiled, measured, out, self.how
+            ),
             module="pipeline.stages.verdict",
         )
 

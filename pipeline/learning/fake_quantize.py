@@ -138,6 +138,9 @@ def load_quantized(folded: nn.Module, directory: Path) -> nn.Module:
 def _nncf() -> ModuleType:
     """NNCF reads this variable once, at its first import, and then sends nothing."""
     os.environ.setdefault("NNCF_CI", "1")
+    # Two notes at import that nobody can act on: a CUDA folder without a GPU, and an enum that torchao registers.
+    for name in ("torch.utils.cpp_extension", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     import nncf
 
     module: ModuleType = nncf

@@ -49,6 +49,8 @@ def quantize(
         rungs.append(_rung("qat", validation_top1(quantized, data), float_top1, config))
         if config.controls:
             controls = _controls(float_student, rungs[0], data, config, out_dir, how)
+    if rungs[-1]["passed"] is False:
+        how.progress.say(_missed(rungs[-1], float_top1, config))
     save_quantized(quantized, out_dir, example=_example(data))
     write_json(
         out_dir / "quantize.json",
@@ -140,6 +142,13 @@ def _rung(name: str, top1: float | None, float_top1: float | None, config: Quant
     """A rung of the ladder and whether it keeps to the gate: None where there is no validation split to tell by."""
     passed = None if top1 is None or float_top1 is None else top1 >= float_top1 - config.max_drop
     return {"rung": name, "top1_validation": top1, "passed": passed}
+
+
+def _missed(rung: dict[str, Any], float_top1: float | None, config: QuantizeConfig) -> str:
+    return (
+        f"quantize: {rung['rung']} has {rung['top1_validation']:.2%} on validation, the float student {float_top1:.2%}: "
+        f"more than the {100 * config.max_drop:.2f} points that may be lost. The gate on the device decides."
+    )
 
 
 def _example(data: Data) -> torch.Tensor:

@@ -7,19 +7,20 @@ The test split is scored here and on the device, and nowhere before: no choice h
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+import torch
 
 from benchmarks.device.preprocess import load_evaluation
 from pipeline.artifacts import ExportedModel, PreparedData, TrainedModel
 from pipeline.how import How
-from pipeline.learning.data import Data
+from pipeline.learning.data import Batch, Data
 from pipeline.learning.deployed import quantized_model
 from pipeline.learning.models import predict
 from pipeline.learning.trained import load_trained, open_data
-from targets.base import Array
+from targets.base import Array, write_json
 
 BATCH = 500
 
@@ -34,20 +35,31 @@ def score_torch(
 ) -> None:
     """Teacher and student on training's own transform, student and quantized student on the device's pixels."""
     data = open_data(prepared)
-    with how.progress.task("score the test split", total=4) as task:
-        student_net = load_trained(student, data, allow_code=how.allow_code)
-        for name, net in (
-            ("teacher", load_trained(teacher, data, allow_code=how.allow_code)),
-            ("student", student_net),
-        ):
-            np.save(out_dir / f"{name}.npy", predict(net, data.plain_batches("test", batch_size=BATCH)).cpu().numpy())
+    student_net = load_trained(student, data, allow_code=how.allow_code)
+    models = {
+        "teacher": load_trained(teacher, data, allow_code=how.allow_code),
+        "student": student_net,
+        "preprocessing": student_net,
+        "quantized": quantized_model(quantized, student, data, allow_code=how.allow_code),
+    }
+    with how.progress.task("score the test split", total=len(models)) as task:
+        for hop, net in models.items():
+            own_transform = hop in ("teacher", "student")
+            batches = data.plain_batches("test", batch_size=BATCH) if own_transform else _device_batches(data)
+            np.save(out_dir / f"{hop}.npy", predict(net, batches).cpu().numpy())
             task.advance()
-        _save_on_device_pixels(student_net, data, out_dir / "preprocessing.npy")
-        task.advance()
-        _save_on_device_pixels(
-            quantized_model(quantized, student, data, allow_code=how.allow_code), data, out_dir / "quantized.npy"
-        )
-        task.advance()
+    write_json(out_dir / "pixels.json", {"max_abs_delta_levels": pixel_delta(data)})
+
+
+def pixel_delta(data: Data) -> float:
+    """Largest difference between training's transform and the device's decode and resize, in levels of 0..255."""
+    pairs = zip(data.plain_batches("test", batch_size=BATCH), _device_batches(data), strict=True)
+    std = torch.tensor(data.std, device=data.device).view(-1, 1, 1)
+    return max(float(((ours.x_NCHW - theirs.x_NCHW) * std * 255).abs().max()) for ours, theirs in pairs)
+
+
+def _device_batches(data: Data) -> Iterator[Batch]:
+    return data.evaluation_batches(batch_size=BATCH)
 
 
 def score_onnx(exported: ExportedModel, prepared: PreparedData, out_dir: Path, how: How) -> None:
@@ -65,7 +77,3 @@ def score_onnx(exported: ExportedModel, prepared: PreparedData, out_dir: Path, h
             logits.append(session.run(None, {spec.name: x})[0])
             task.advance()
     np.save(out_dir / "onnx.npy", np.concatenate(logits))
-
-
-def _save_on_device_pixels(net: nn.Module, data: Data, path: Path) -> None:
-    np.save(path, predict(net, data.evaluation_batches(batch_size=BATCH)).cpu().numpy())

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bench import compare_speed
-from benchmarks.device.preprocess import load_evaluation
 from benchmarks.device.record import Record, validate
 from pipeline.artifacts import CompiledArms, Measured, PreparedData, Scores, TrainedModel
 from pipeline.gates import (
@@ -28,6 +27,8 @@ from pipeline.gates import (
     speed_gate,
     why_not,
 )
+from pipeline.how import How
+from pipeline.learning.own_code import own_factory
 from pipeline.ledger import Hop, hop_that_lost_most, ledger
 from pipeline.recipe import GateConfig, TargetConfig
 from targets.base import Placement, read_json, write_json
@@ -49,24 +50,29 @@ def judge(
     compiled: CompiledArms,
     measured: Measured,
     out_dir: Path,
+    how: How,
 ) -> None:
     """Decide what ships; models: teacher, student; scores: of the torch models, of the exported graph.
 
-    Writes the decision also where it is an error: `exit` then holds message and code."""
+    Writes the decision also where it is an error: `exit` then holds message and code.
+    """
     records = {name: validate(values) for name, values in measured.records.items()}
     labels_N = np.load(prepared.evaluation_dir / "y.npy", allow_pickle=False)
     arms = [arm for arm in compiled.arms if arm["error"] is None]
-    top1s = {arm["arm"]: float((measured.logits("logits", arm["dir"]).argmax(1) == labels_N).mean()) for arm in arms}
+    metric = own_factory(gate.metric, "gate.metric", allow_code=how.allow_code)() if gate.metric else None
+    answers = {arm["arm"]: measured.logits("logits", arm["dir"]) for arm in arms}
+    top1s = {arm: float((logits_NK.argmax(1) == labels_N).mean()) for arm, logits_NK in answers.items()}
+    gated = top1s if metric is None else {arm: float(metric(logits_NK, labels_N)) for arm, logits_NK in answers.items()}
     baseline = min(
         (arm for arm in arms if arm["role"] == "student" and arm["precision"] != "int8"),
         key=lambda arm: _p25(records, arm),
     )
-    gates = _int8_gates(target, gate, compiled, records, top1s, baseline)
+    gates = _int8_gates(target, gate, compiled, records, gated, baseline)
     failed = first_failure(gates)
     shipped = baseline if failed else next(arm for arm in arms if arm["precision"] == "int8")
-    rows = _ledger(prepared, models, scores, measured, arms, shipped, labels_N)
+    rows = ledger(_hops(prepared, models, scores, measured, arms, shipped), labels_N, metric)
     table = [_row(arm, records[arm["arm"]], compiled, measured, scores[0], labels_N, top1s) for arm in arms]
-    budgets = budget_gates(target.budget, next(row for row in table if row["arm"] == shipped["arm"]))
+    budgets = budget_gates(target.budget, _trusted(next(row for row in table if row["arm"] == shipped["arm"]), records))
     error: EdgestillError | None = budget_error(target.name, shipped["arm"], budgets)
     if failed and target.on_failure == "error":
         error = gate_error(target.name, failed)
@@ -96,7 +102,7 @@ def _int8_gates(
     gate: GateConfig,
     compiled: CompiledArms,
     records: Mapping[str, Record],
-    top1s: Mapping[str, float],
+    gated: Mapping[str, float],
     baseline: Arm,
 ) -> list[Gate]:
     """lint, compile, placement, accuracy, faster than float; those after a failed compile cannot be asked."""
@@ -114,27 +120,35 @@ def _int8_gates(
     return [
         *gates,
         placement_gate(Placement.from_json(int8["placement"]).int8_share, target),
-        accuracy_gate(top1s[int8["arm"]], top1s[baseline["arm"]], gate.max_drop),
+        accuracy_gate(gated[int8["arm"]], gated[baseline["arm"]], gate.max_drop, gate.metric or "top-1"),
         speed_gate(believed, baseline["arm"], speed.basis),
     ]
+
+
+def _trusted(row: Mapping[str, Any], records: Mapping[str, Record]) -> Mapping[str, Any]:
+    """The row with times as unreadable where the measurement was disturbed; preset smoke makes no claim to trust."""
+    record = records[row["arm"]]
+    if record.validity.ok or record.scenario.preset == "smoke":
+        return row
+    return {**row, "p50_ms": None, "p99_ms": None, "load_ms": None}
 
 
 def _p25(records: Mapping[str, Record], arm: Arm) -> float:
     return records[arm["arm"]].summary.p25_us
 
 
-def _ledger(
+def _hops(
     prepared: PreparedData,
     models: tuple[TrainedModel, TrainedModel],
     scores: tuple[Scores, Scores],
     measured: Measured,
     arms: Sequence[Arm],
     shipped: Arm,
-    labels_N: Any,
-) -> list[dict[str, Any]]:
+) -> list[Hop]:
     """The way of the INT8 student, and where float ships, of that as well."""
     teacher_name, student_name = (model.info["model"] for model in models)
     torch_scores, onnx_scores = scores
+    pixels = read_json(torch_scores.dir / "pixels.json")["max_abs_delta_levels"]
     hops = [
         Hop(hop="teacher", model=teacher_name, precision="fp32", logits_NK=torch_scores.logits("teacher")),
         Hop(hop="student", model=student_name, precision="fp32", logits_NK=torch_scores.logits("student")),
@@ -143,7 +157,7 @@ def _ledger(
             model=student_name,
             precision="fp32",
             logits_NK=torch_scores.logits("preprocessing"),
-            note="the device's decode and resize in place of training's",
+            note=f"the device's decode and resize in place of training's: pixels differ by at most {pixels:.0f} of 255 levels",
         ),
         Hop(hop="quantized", model=student_name, precision="fake int8", logits_NK=torch_scores.logits("quantized")),
         Hop(
@@ -154,13 +168,11 @@ def _ledger(
             note="the exported graph, no kernel fused",
         ),
     ]
-    evaluation = load_evaluation(prepared.evaluation_dir)
     encoded_index = np.asarray(read_json(prepared.evaluation_dir / "spec.json")["encoded_index"], dtype=np.int64)
-    assert evaluation.num_samples == len(labels_N)
     for arm in arms:
         if arm["role"] == "student" and (arm["precision"] == "int8" or arm is shipped):
             hops += _device_hops(arm, student_name, measured, encoded_index)
-    return ledger(hops, labels_N)
+    return hops
 
 
 def _device_hops(arm: Arm, model: str, measured: Measured, encoded_index: Any) -> list[Hop]:

@@ -1,0 +1,68 @@
+"""A person's ONNX graph as it is taken in: read, refused where it cannot be used, described for the targets.
+
+Reads an ONNX file, writes model.onnx and exported.json into a directory of ours. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from pipeline.calibration import Calibration, Sample
+from pipeline.graphs.files import describe, export_graph, import_onnx, read_graph
+from targets.base import Exported
+from targets.errors import ModelError
+
+
+def float_graph(model: Path) -> ir.Model:
+    """Read a float graph; raises ModelError for what is quantized already."""
+    graph = read_graph(model)
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.graph):
+        raise ModelError(f"{model} is quantized already. Compile or bench it as it is, or give the float model.")
+    return graph
+
+
+def import_float(model: Path, calibration: Calibration, out_dir: Path) -> Exported:
+    """The float graph with every free axis but the batch pinned to the samples' size: so it is quantized and measured."""
+    graph = float_graph(model)
+    for value in graph.graph.inputs:
+        sample = calibration.samples[0].get(str(value.name))
+        if sample is not None and value.shape is not None and len(value.shape) == sample.ndim:
+            sizes = [
+                size if isinstance(size, int) else given for size, given in zip(value.shape, sample.shape, strict=True)
+            ]
+            value.shape = ir.Shape([value.shape[0], *sizes[1:]])
+    return export_graph(
+        graph, describe(graph, name=model.stem, out_dir=out_dir, preprocessing=calibration.preprocessing)
+    )
+
+
+def check_runs(floats: Exported, sample: Sample) -> None:
+    """Run the float graph once: what no checker sees, such as channels that do not fit, would end inside the quantizer."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # the message below says it
+    try:
+        session = ort.InferenceSession(str(floats.model_path), options, providers=["CPUExecutionProvider"])
+        session.run(None, dict(sample))
+    except Exception as error:  # ORT's errors share no base class but Exception
+        told = ", ".join(f"'{name}' {array.dtype}{list(array.shape)}" for name, array in sample.items())
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{floats.name}: ONNX Runtime cannot run it on {told}: {reason}. Mend the model or the samples."
+        ) from None
+
+
+def import_fixed(model: Path, out_dir: Path) -> Exported:
+    """Anybody's graph as it is; one that leaves more than the batch free has no size to be proved or measured with."""
+    exported = import_onnx(model, name=model.stem, out_dir=out_dir)
+    for spec in exported.inputs:
+        if None in spec.shape[1:]:
+            raise ModelError(
+                f"{model}: input '{spec.name}' {list(spec.shape)} leaves more than the batch free, so there is no size to "
+                "compile for. Fix it:\n"
+                f"python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name {spec.name} --input_shape 1,3,224,224 ..."
+            )
+    return exported

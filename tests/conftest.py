@@ -1,0 +1,120 @@
+"""One thread for the suite, the command line as a function, and one tiny finished run that many tests look at."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read by torch and by every process that a test starts; imports nothing
+
+import io
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import yaml
+
+from pipeline.progress import Quiet
+
+TINY = {"model": "resnet8", "args": {"widths": [4, 4, 8, 8]}, "train": {"epochs": 3, "lr": 0.1, "precision": "fp32"}}
+TINY_RECIPE: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"source": "digits", "calibration": 64, "augment": {"crop": 0}},
+    "teacher": {**TINY, "train": {**TINY["train"], "batch_size": 32}},
+    "distill": {**TINY, "curriculum": {"order": "easy_first"}},
+    "quantize": {"method": "qat", "train": {"epochs": 1}},
+    "targets": [{"name": "onnxruntime-cpu"}],
+    "bench": {"preset": "smoke", "launches": 1},
+}
+
+
+class Listening(Quiet):
+    """Keeps the lines that were said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its recipe, the folder of runs, and how the command ended that built it."""
+
+    recipe: Path
+    runs: Path
+    ended: Ended
+
+    @property
+    def dir(self) -> Path:
+        return self.runs / "tiny"
+
+    def stage(self, label: str) -> Path:
+        (found,) = self.dir.glob(f"{label}-????????")
+        return found
+
+
+def command(*argv: object) -> Ended:
+    """`edgestill argv...` in this process."""
+    from pipeline.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with patch.object(sys, "argv", ["edgestill", *map(str, argv)]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def edgestill() -> Callable[..., Ended]:
+    return command
+
+
+@pytest.fixture
+def listening() -> Listening:
+    return Listening()
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """Write the tiny recipe with some of its sections replaced."""
+
+    def write(**changed: Any) -> Path:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump({**TINY_RECIPE, **changed}))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The tiny recipe, run to its end through the command line. Look, do not touch: `finished` is a copy to change."""
+    root = tmp_path_factory.mktemp("built")
+    recipe = root / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(TINY_RECIPE))
+    return Run(recipe, root / "runs", command("run", recipe, "--runs", root / "runs", "--json"))
+
+
+@pytest.fixture
+def finished(built: Run, tmp_path: Path) -> Iterator[Run]:
+    """A copy of the finished run (modification times kept, so that it counts as finished)."""
+    shutil.copytree(built.runs, tmp_path / "runs", symlinks=True)
+    shutil.copy(built.recipe, tmp_path / "tiny.yaml")
+    yield Run(tmp_path / "tiny.yaml", tmp_path / "runs", built.ended)

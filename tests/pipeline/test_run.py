@@ -1,0 +1,404 @@
+"""The whole way on real digits: what a run leaves, what a rerun does, what changes and what breaks it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.device.record import validate
+from pipeline import run as run_module
+from pipeline.gates import Gate
+from pipeline.run import RunResult, by_scheme, run_recipe
+from pipeline.recipe import TargetConfig, load_recipe
+from targets.base import CompiledModel, read_json
+from targets.errors import GateError
+
+TARGET = "onnxruntime-cpu"
+HOPS = ("teacher", "student", "preprocessing", "quantized", "onnx", "compiled", "raw bytes")
+LABELS = (
+    *("bundle-onnxruntime-cpu", "compile-onnxruntime-cpu", "data", "distill", "export-int8-onnxruntime"),
+    *("export-student", "export-teacher", "measure-onnxruntime-cpu", "quantize-cpu-int8", "report", "score-cpu-int8"),
+    *("score-onnx-onnxruntime", "teacher", "verdict-onnxruntime-cpu"),
+)
+
+
+def verdict_of(run: Any) -> dict[str, Any]:
+    """The verdict that was written last."""
+    newest = max(run.dir.glob("verdict-*/stage.json"), key=lambda path: read_json(path)["utc"])
+    verdict: dict[str, Any] = read_json(newest.parent / "verdict.json")
+    return verdict
+
+
+# --- what a run leaves -------------------------------------------------------------------------------------------------
+
+
+def test_every_stage_is_built_once_and_the_command_ends_well(built: Any) -> None:
+    result = json.loads(built.ended.out)
+
+    assert (built.ended.code, result["exit_code"], result["error"], result["stopped"]) == (0, 0, None, None)
+    assert sorted(result["built"]) == sorted(LABELS)
+    assert "INT8" in result["shipped"][TARGET] or "float" in result["shipped"][TARGET]
+
+
+def test_the_ledger_has_every_hop_on_the_same_samples(built: Any) -> None:
+    rows = {row["hop"]: row for row in verdict_of(built)["ledger"]}
+    info = read_json(built.stage("data") / "data.json")
+
+    assert set(HOPS) <= rows.keys()
+    assert {row["n"] for name, row in rows.items() if not name.startswith("raw bytes")} == {info["num_test"]}
+    assert rows["raw bytes"]["n"] == 64
+
+
+def test_the_ledgers_accuracies_are_those_of_the_logits_on_disk(built: Any) -> None:
+    labels_N = np.load(built.stage("data") / "evaluation" / "y.npy")
+    rows = {row["hop"]: row for row in verdict_of(built)["ledger"]}
+    logits = {
+        "teacher": built.stage("score-cpu-int8") / "teacher.npy",
+        "student": built.stage("score-cpu-int8") / "student.npy",
+        "quantized": built.stage("score-cpu-int8") / "quantized.npy",
+        "onnx": built.stage("score-onnx-onnxruntime") / "onnx.npy",
+        "compiled": built.stage("measure-onnxruntime-cpu") / "logits" / "student-int8" / "logits.npy",
+    }
+
+    for hop, path in logits.items():
+        assert rows[hop]["top1"] == pytest.approx((np.load(path).argmax(1) == labels_N).mean()), hop
+    assert rows["teacher"]["top1"] > 0.5  # it has learned something: the hops below are about a model that works
+
+
+def test_the_exported_graph_and_the_compiled_one_answer_as_the_quantized_student(built: Any) -> None:
+    rows = {row["hop"]: row for row in verdict_of(built)["ledger"]}
+
+    assert rows["onnx"]["agreement_previous"] > 0.97
+    assert rows["compiled"]["agreement_previous"] > 0.97
+    assert rows["preprocessing"]["max_abs_delta"] < 1e-4  # digits need no geometry: the device's pixels are training's
+    assert rows["raw bytes"]["max_abs_delta"] == 0
+
+
+def test_what_ships_runs_where_the_runtime_says_it_does(built: Any) -> None:
+    verdict = verdict_of(built)
+    gates = {gate["name"]: gate for gate in verdict["gates"]}
+
+    assert gates["placement"]["value"] == verdict["int8_placement"]["int8_share"] >= 0.95
+    assert verdict["shipped"] == ("int8" if all(gate["passed"] for gate in verdict["gates"]) else "fp32")
+    assert (verdict["float_reason"] is None) is (verdict["shipped"] == "int8")
+
+
+def test_every_arm_has_a_valid_record_of_its_own_launches(built: Any) -> None:
+    records = read_json(built.stage("measure-onnxruntime-cpu") / "records.json")
+
+    assert set(records) == {"student int8", "student fp32", "teacher fp32"}
+    for values in records.values():
+        record = validate(values)
+        (launch,) = record.launches
+        samples_ns = np.load(built.stage("measure-onnxruntime-cpu") / launch.samples_file)
+        assert record.summary.p50_us == pytest.approx(np.median(samples_ns) / 1e3)
+        assert record.memory.vmhwm_mib is not None
+
+
+def test_quantization_says_its_rungs_its_controls_and_its_kernels(built: Any) -> None:
+    facts = read_json(built.stage("quantize-cpu-int8") / "quantize.json")
+
+    assert [rung["rung"] for rung in facts["rungs"]] == ["ptq", "qat"]  # forced, however good PTQ is
+    assert [control["name"] for control in facts["controls"]] == ["PTQ only", "FP32 fine-tune of the same length"]
+    assert facts["controls"][0]["top1_validation"] == facts["rungs"][0]["top1_validation"]
+    assert len(facts["controls"][1]["training"]["epochs"]) == len(facts["training"]["epochs"]) == 1
+    assert facts["kernels"] == "torch"
+
+
+def test_the_report_and_the_bundle_stand_where_the_run_says(built: Any) -> None:
+    result = json.loads(built.ended.out)
+    verdict = verdict_of(built)
+
+    assert Path(result["report"]).read_text().lower().startswith("<!doctype html>")
+    assert read_json(built.dir / "report" / "summary.json")["targets"][0]["shipped"] == verdict["shipped"]
+    manifest = read_json(Path(result["bundles"][TARGET]) / "manifest.json")
+    assert manifest["precision"] == verdict["shipped"]
+    assert manifest["golden"]["contains_samples"] is False
+    assert CompiledModel.load(Path(result["bundles"][TARGET]) / "model").precision == verdict["shipped"]
+
+
+def test_the_resolved_recipe_is_written_into_the_run(built: Any) -> None:
+    assert read_json(built.dir / "recipe.json") == load_recipe(built.recipe).model_dump(mode="json")
+
+
+def test_no_checkpoint_is_left_of_a_finished_training(built: Any) -> None:
+    assert list(built.dir.glob("*/.checkpoint")) == []
+
+
+# --- verify ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_bundle_verifies_and_a_flipped_byte_in_any_file_is_found(
+    finished: Any, edgestill: Callable[..., Any]
+) -> None:
+    bundle = finished.stage("bundle-onnxruntime-cpu") / "bundle"
+    assert edgestill("verify", bundle).code == 0
+    files = sorted(path for path in bundle.rglob("*") if path.is_file())
+    assert len(files) >= 8
+
+    for path in files:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0x01
+        path.write_bytes(content)
+        ended = edgestill("verify", bundle)
+        content[len(content) // 2] ^= 0x01
+        path.write_bytes(content)
+
+        assert ended.code == 5, path
+        assert path.name in ended.err or path.name == "manifest.sha256", ended.err
+        assert len(ended.err.splitlines()) <= 3
+
+    assert edgestill("verify", bundle).code == 0
+
+
+# --- again -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_rerun_builds_nothing_says_so_and_imports_no_torch(finished: Any) -> None:
+    code = (
+        "import sys; from pipeline import cli\n"
+        f"sys.argv = ['edgestill', 'run', {str(finished.recipe)!r}, '--runs', {str(finished.runs)!r}]\n"
+        "try: cli.main()\n"
+        "except SystemExit as end: print('exit', end.code or 0)\n"
+        "print('heavy:', {'torch', 'onnx', 'onnxruntime', 'nncf', 'openvino', 'scipy'} & sys.modules.keys())"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert "nothing to do" in done.stdout
+    assert done.stdout.splitlines()[-2:] == ["exit 0", "heavy: set()"]
+    assert done.stderr == ""
+
+
+def test_a_changed_key_says_in_one_line_what_changed(finished: Any, edgestill: Callable[..., Any]) -> None:
+    ended = edgestill("run", finished.recipe, "--runs", finished.runs, "--set", "gate.max_drop=0.5", "--json")
+
+    assert ended.err.splitlines() == [
+        "verdict-onnxruntime-cpu: building again, changed: gate.max_drop 0.01 -> 0.5",
+        *[line for line in ended.err.splitlines() if line.startswith("bundle-")],
+        "report: building again, changed: recipe.gate.max_drop 0.01 -> 0.5; its input",
+    ]
+    assert (
+        {"verdict-onnxruntime-cpu", "report"}
+        <= set(json.loads(ended.out)["built"])
+        <= {*("verdict-onnxruntime-cpu", "bundle-onnxruntime-cpu", "report")}
+    )
+
+
+@pytest.mark.parametrize("stage", ["verdict", "report"])
+def test_force_builds_that_stage_though_nothing_changed(
+    finished: Any, edgestill: Callable[..., Any], stage: str
+) -> None:
+    ended = edgestill("run", finished.recipe, "--runs", finished.runs, "--force", stage, "--json")
+
+    assert ended.code == 0
+    built = json.loads(ended.out)["built"]
+    assert [label for label in built if label.startswith(stage)]
+    assert set(built) <= {"verdict-onnxruntime-cpu", "bundle-onnxruntime-cpu", "report"}
+
+
+def test_dry_run_builds_and_removes_nothing(finished: Any, edgestill: Callable[..., Any]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.dir.rglob("*") if path.name != "recipe.json"}
+
+    for change in (["--force", "teacher"], ["--set", "distill.train.epochs=7"], []):
+        ended = edgestill("run", finished.recipe, "--runs", finished.runs, "--dry-run", "--json", *change)
+        result = json.loads(ended.out)
+
+        assert (ended.code, result["built"]) == (0, [])
+        assert ("would be built" in (result["stopped"] or "")) is bool(change)
+
+    after = {path: path.stat().st_mtime_ns for path in finished.dir.rglob("*") if path.name != "recipe.json"}
+    assert {path.name for path in before.keys() ^ after.keys()} == set()
+
+
+@pytest.mark.parametrize(
+    ("stage", "built"),
+    [("data", {"data"}), ("teacher", {"data", "teacher"}), ("distill", {"data", "teacher", "distill"})],
+)
+def test_until_stops_after_its_stage(
+    tiny_recipe: Callable[..., Path], edgestill: Callable[..., Any], tmp_path: Path, stage: str, built: set[str]
+) -> None:
+    ended = edgestill("run", tiny_recipe(), "--runs", tmp_path / "r", "--until", stage, "--json")
+    result = json.loads(ended.out)
+
+    assert (ended.code, set(result["built"])) == (0, built)
+    assert result["stopped"] == f"stopped after {stage}, as --until says"
+    assert {path.name.rpartition("-")[0] for path in (tmp_path / "r" / "tiny").glob("*/")} == built
+
+
+def test_a_second_run_waits_for_the_first_and_then_finds_everything_done(finished: Any, listening: Any) -> None:
+    spoken = threading.Event()
+    listening.say = lambda line: (listening.lines.append(line), spoken.set())
+    results: list[RunResult] = []
+    second = threading.Thread(
+        target=lambda: results.append(run_recipe(finished.recipe, runs_dir=finished.runs, progress=listening))
+    )
+
+    with (finished.dir / ".lock").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        second.start()
+        assert spoken.wait(20)
+        assert results == []
+    second.join(20)
+
+    assert listening.lines == [f"another run is at work in {finished.dir}: waiting for it to end"]
+    assert results[0].built == ()
+
+
+@pytest.mark.parametrize("label", ["data", "verdict-onnxruntime-cpu", "report"])
+def test_a_flipped_byte_in_a_finished_stage_is_named_and_the_stage_built_again(
+    finished: Any, edgestill: Callable[..., Any], label: str
+) -> None:
+    path = max(
+        (p for p in finished.stage(label).rglob("*.*") if p.is_file() and p.name != "stage.json"), key=os.path.getsize
+    )
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+
+    ended = edgestill("run", finished.recipe, "--runs", finished.runs, "--json")
+
+    assert ended.code == 0
+    assert f"{label}: {path} has changed since it was written. Built again." in ended.err
+    assert label in json.loads(ended.out)["built"]
+    assert edgestill("run", finished.recipe, "--runs", finished.runs, "--json").err == ""
+    if label == "data":  # the same bytes come out: nothing that follows was built again
+        assert path.read_bytes() == whole
+        assert json.loads(ended.out)["built"] == ["data"]
+
+
+def test_a_half_written_stage_is_built_again(finished: Any, edgestill: Callable[..., Any]) -> None:
+    stage = finished.stage("report")
+    (stage / "stage.json").unlink()
+    (stage / "index.html").write_text("<!doctype html><half")
+    (stage / "foreign.txt").write_text("left by a killed process")
+
+    ended = edgestill("run", finished.recipe, "--runs", finished.runs, "--json")
+
+    assert json.loads(ended.out)["built"] == ["report"]
+    assert not (stage / "foreign.txt").exists()
+    assert "</html>" in (stage / "index.html").read_text()
+
+
+# --- what breaks it ----------------------------------------------------------------------------------------------------
+
+
+def ended_with(finished: Any, edgestill: Callable[..., Any], code: int, *sets: str) -> dict[str, Any]:
+    """Run again with overrides that end with `code`; the report stands, the bundle is taken down; returns the result."""
+    args = [part for one in sets for part in ("--set", one)]
+
+    ended = edgestill("run", finished.recipe, "--runs", finished.runs, "--json", *args)
+
+    result: dict[str, Any] = json.loads(ended.out)  # one document, though the command failed
+    assert (ended.code, result["exit_code"]) == (code, code)
+    assert ended.err.splitlines()[-1].startswith(f"edgestill: {TARGET}: ")
+    assert len(str(result["error"]).splitlines()) <= 3
+    assert "report" in result["built"]
+    assert result["bundles"] == {}
+    assert list((finished.dir / "bundles").iterdir()) == []  # nobody picks up what an earlier run shipped
+    return result
+
+
+@pytest.mark.parametrize(
+    "limit", ["size_mib=0.000001", "p50_ms=0.000001", "peak_rss_mib=1", "load_ms=0.0001", "top1_min=1.0"]
+)
+def test_a_broken_budget_ends_with_4_after_the_report(finished: Any, edgestill: Callable[..., Any], limit: str) -> None:
+    result = ended_with(finished, edgestill, 4, f"targets.0.budget.{limit}")
+
+    assert f"breaks its budget: {limit.partition('=')[0]}" in result["error"]
+
+
+def test_a_budget_that_cannot_be_read_ends_with_7(
+    finished: Any, edgestill: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stages.verdict._ms", lambda value_us: None)  # as after too few queries for a p99
+
+    result = ended_with(finished, edgestill, 7, "targets.0.budget.p99_ms=1000")
+
+    assert "p99_ms" in result["error"]
+    assert "could not be read" in result["error"]
+
+
+@pytest.mark.parametrize(("gate", "code"), [("accuracy", 3), ("placement", 5)])
+def test_a_failed_gate_ends_the_run_where_the_recipe_forbids_float(
+    finished: Any, edgestill: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, gate: str, code: int
+) -> None:
+    failed = Gate(name=gate, passed=False, value=0.5, limit=0.9, detail="as if")
+    monkeypatch.setattr(f"pipeline.stages.verdict.{gate}_gate", lambda *args: failed)
+
+    result = ended_with(finished, edgestill, code, "targets.0.on_failure=error")
+
+    assert f"INT8 does not pass the gate {gate}: 0.5 against 0.9" in result["error"]
+
+
+def test_a_failed_gate_ships_float_with_its_reason_where_the_recipe_allows_it(
+    finished: Any, edgestill: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = Gate(name="accuracy", passed=False, value=0.5, limit=0.9, detail="as if")
+    monkeypatch.setattr("pipeline.stages.verdict.accuracy_gate", lambda *args: failed)
+
+    ended = edgestill("run", finished.recipe, "--runs", finished.runs, "--set", "gate.max_drop=0.2")
+
+    assert ended.code == 0
+    assert "fp32 ships: accuracy: 0.5 against 0.9" in ended.out
+    manifest = read_json(finished.dir / "bundles" / TARGET / "manifest.json")
+    assert (manifest["precision"], manifest["float_reason"]) == ("fp32", "accuracy: 0.5 against 0.9 (as if)")
+
+
+def test_python_callers_get_the_failure_as_a_value(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = Gate(name="accuracy", passed=False, value=0.5, limit=0.9, detail="as if")
+    monkeypatch.setattr("pipeline.stages.verdict.accuracy_gate", lambda *args: failed)
+
+    result = run_recipe(finished.recipe, overrides=["targets.0.on_failure=error"], runs_dir=finished.runs)
+
+    assert isinstance(result.failure, GateError)
+    assert result.report_path is not None
+    assert result.report_path.is_file()
+
+
+def test_targets_that_share_a_scheme_share_one_quantized_student_and_keep_names_of_their_own() -> None:
+    targets = [
+        TargetConfig(name="openvino-cpu"),
+        TargetConfig(name="onnxruntime-cpu"),
+        TargetConfig(name="onnxruntime-cpu", options={"num_threads": 2}),
+    ]
+
+    ((scheme, members),) = by_scheme(targets)
+
+    assert scheme == "cpu-int8"
+    assert [name for name, _ in members] == ["openvino-cpu", "onnxruntime-cpu", "onnxruntime-cpu-2"]
+    assert run_module.STAGES[0] == "data"
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on(
+    finished: Any, edgestill: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/dev/full refuses every write with ENOSPC, whoever writes: here torch, which says something else."""
+    teacher = finished.stage("teacher")
+    shutil.rmtree(teacher)
+    (teacher / ".checkpoint").mkdir(parents=True)
+    (teacher / ".checkpoint" / "training.pt.partial").symlink_to("/dev/full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+        ended = edgestill("run", finished.recipe, "--runs", finished.runs)
+
+    assert ended.code == 1
+    assert ended.err.splitlines()[-1] == (
+        f"edgestill: {teacher}: no space is left on the disk. Free some and run again: finished stages are kept."
+    )
+    assert not (teacher / "stage.json").exists()
+    (teacher / ".checkpoint" / "training.pt.partial").unlink()
+    again = edgestill("run", finished.recipe, "--runs", finished.runs, "--until", "teacher", "--json")
+    assert json.loads(again.out)["built"] == ["teacher"]

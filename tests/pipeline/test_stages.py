@@ -1,0 +1,277 @@
+"""The learning stages on the finished run's data and models: rounds, the ladder, its controls, the teacher's score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.artifacts import PreparedData, TrainedModel
+from pipeline.how import How
+from pipeline.learning.trained import load_trained, open_data
+from pipeline.recipe import DistillConfig, QuantizeConfig, TeacherConfig
+from pipeline.stages import distill as distill_stage
+from pipeline.stages import quantize as quantize_stage
+from pipeline.stages.distill import distill
+from pipeline.stages.quantize import quantize
+from pipeline.stages.teacher import evaluate_teacher, train_teacher
+from targets.base import read_json
+from targets.errors import TrainingError
+
+NET: dict[str, Any] = {"model": "resnet8", "args": {"widths": [4, 4, 8, 8]}}
+ONE_EPOCH: dict[str, Any] = {"epochs": 1, "precision": "fp32", "batch_size": 256}
+
+
+@pytest.fixture
+def data(built: Any) -> PreparedData:
+    return PreparedData(built.stage("data"), "")
+
+
+@pytest.fixture
+def teacher(built: Any) -> TrainedModel:
+    return TrainedModel(built.stage("teacher"), "", "teacher")
+
+
+@pytest.fixture
+def student(built: Any) -> TrainedModel:
+    return TrainedModel(built.stage("distill"), "", "distill")
+
+
+# --- teacher -----------------------------------------------------------------------------------------------------------
+
+
+class Answers(nn.Module):
+    """Names one class, whatever it sees."""
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        return torch.eye(10)[torch.full((len(x_NCHW),), 3)]
+
+
+def test_a_teacher_that_always_names_one_class_is_refused(data: PreparedData) -> None:
+    with pytest.raises(TrainingError, match="always naming one class scores"):
+        evaluate_teacher(Answers(), open_data(data), "validation")
+
+
+def test_a_teacher_that_knows_its_digits_is_scored_on_validation(data: PreparedData, teacher: TrainedModel) -> None:
+    opened = open_data(data)
+    net = load_trained(teacher, opened, allow_code=False)
+
+    score = evaluate_teacher(net, opened, "validation")
+
+    right = [
+        int(net(batch.x_NCHW).argmax(1).eq(batch.labels_N).sum())
+        for batch in opened.plain_batches("validation", batch_size=7)
+    ]
+    assert score == pytest.approx(sum(right) / opened.num_validation) == teacher.info["top1_validation"]
+
+
+def test_an_untrained_teacher_from_a_checkpoint_is_taken_as_it_is(
+    data: PreparedData, teacher: TrainedModel, tmp_path: Path
+) -> None:
+    config = TeacherConfig(**NET, checkpoint=teacher.weights_path, train=None)
+
+    train_teacher(config, data, tmp_path, How())
+
+    taken = TrainedModel(tmp_path, "", "teacher")
+    assert taken.info["training"] is None
+    assert taken.info["top1_validation"] == teacher.info["top1_validation"]
+    assert taken.weights_path.read_bytes() == teacher.weights_path.read_bytes()
+
+
+# --- distill: rounds ---------------------------------------------------------------------------------------------------
+
+
+class FakeTraining:
+    """In place of `train`: each round adds one to a weight of the student, so that every model can be told apart."""
+
+    def __init__(self) -> None:
+        self.taught_by: list[float | None] = []
+        self.seeds: list[int] = []
+
+    def __call__(
+        self, student: nn.Module, *args: object, teacher: nn.Module | None, seed: int, **kwargs: object
+    ) -> Any:
+        self.taught_by.append(None if teacher is None else mark_of(teacher))
+        self.seeds.append(seed)
+        with torch.no_grad():
+            next(student.parameters()).view(-1)[0] = float(len(self.seeds))
+        return SimpleNamespace(summary=lambda: {"epochs": []})
+
+
+def mark_of(model: nn.Module) -> float:
+    return float(next(model.parameters()).detach().view(-1)[0])
+
+
+@pytest.fixture
+def fake_training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
+    fake = FakeTraining()
+    monkeypatch.setattr(distill_stage, "train", fake)
+    return fake
+
+
+def with_scores(monkeypatch: pytest.MonkeyPatch, module: Any, scores: Sequence[float]) -> None:
+    remaining: Iterator[float] = iter(scores)
+    monkeypatch.setattr(module, "validation_top1", lambda model, data: next(remaining))
+
+
+def rounds_of(directory: Path) -> list[tuple[str, float]]:
+    return [
+        (one["soft_labels_from"], one["validation_top1"]) for one in read_json(directory / "distill.json")["rounds"]
+    ]
+
+
+def test_rounds_end_when_the_target_is_met(
+    data: PreparedData,
+    teacher: TrainedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_training: FakeTraining,
+    listening: Any,
+) -> None:
+    with_scores(monkeypatch, distill_stage, [0.9, 0.5, 0.85, 0.99])
+    config = DistillConfig(**NET, rounds=5, target_top1=0.8)
+
+    distill(config, data, teacher, tmp_path, How(progress=listening))
+
+    assert rounds_of(tmp_path) == [("teacher", 0.5), ("teacher", 0.85)]
+    assert listening.lines == ["distill: 85.00% on validation meets the target of 80.00%"]
+
+
+def test_soft_labels_come_from_the_best_model_so_far(
+    data: PreparedData,
+    teacher: TrainedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_training: FakeTraining,
+) -> None:
+    with_scores(monkeypatch, distill_stage, [0.6, 0.5, 0.7, 0.65, 0.8])  # the teacher, then four rounds
+    opened = open_data(data)
+
+    distill(DistillConfig(**NET, rounds=4), data, teacher, tmp_path, How(seed=3))
+
+    of_the_teacher = mark_of(load_trained(teacher, opened, allow_code=False))
+    assert [name for name, _ in rounds_of(tmp_path)] == [
+        "teacher",
+        "teacher",
+        "student of round 2",
+        "student of round 2",
+    ]
+    # A copy: the student of round 2 still teaches in round 4, though the student itself went on.
+    assert fake_training.taught_by == pytest.approx([of_the_teacher, of_the_teacher, 2.0, 2.0])
+    assert len(set(fake_training.seeds)) == 4
+    assert mark_of(load_trained(TrainedModel(tmp_path, "", "distill"), opened, allow_code=False)) == 4.0
+
+
+def test_without_weight_on_soft_labels_no_teacher_is_asked(
+    data: PreparedData,
+    teacher: TrainedModel,
+    tmp_path: Path,
+    fake_training: FakeTraining,
+) -> None:
+    distill(DistillConfig(**NET, kd_weight=0.0), data, teacher, tmp_path, How())
+
+    assert fake_training.taught_by == [None]
+
+
+def test_the_random_control_visits_as_many_samples_as_the_curriculum_and_others(
+    data: PreparedData, teacher: TrainedModel, tmp_path: Path
+) -> None:
+    curves, weights = [], []
+    for order in ("easy_first", "hard_first", "random"):
+        curriculum = {"order": order, "start_fraction": 0.3, "full_at": 0.6}
+        config = DistillConfig(**NET, train={**ONE_EPOCH, "epochs": 3}, curriculum=curriculum)
+        (tmp_path / order).mkdir()
+        distill(config, data, teacher, tmp_path / order, How())
+        (only,) = read_json(tmp_path / order / "distill.json")["rounds"]
+        curves.append([epoch["shown_fraction"] for epoch in only["epochs"]])
+        weights.append((tmp_path / order / "model.safetensors").read_bytes())
+
+    assert curves[0] == curves[1] == curves[2]
+    assert curves[0][0] == pytest.approx(0.3, abs=1e-3)
+    assert curves[0][0] < curves[0][1] < curves[0][2] == 1.0
+    assert len(set(weights)) == 3
+
+
+# --- quantize: the ladder ----------------------------------------------------------------------------------------------
+
+
+def quantized(
+    data: PreparedData, student: TrainedModel, out_dir: Path, how: How | None = None, **config: Any
+) -> dict[str, Any]:
+    config = {"train": ONE_EPOCH, **config}
+    quantize(QuantizeConfig(**config), "cpu-int8", data, student, out_dir, how or How())
+    facts: dict[str, Any] = read_json(out_dir / "quantize.json")
+    return facts
+
+
+def test_the_ladder_stops_at_ptq_where_that_passes(data: PreparedData, student: TrainedModel, tmp_path: Path) -> None:
+    facts = quantized(data, student, tmp_path, method="ladder", max_drop=1.0)
+
+    assert [rung["rung"] for rung in facts["rungs"]] == ["ptq"]
+    assert (facts["shipped_rung"], facts["passed"], facts["training"], facts["controls"]) == ("ptq", True, None, [])
+
+
+def test_the_ladder_climbs_to_qat_where_ptq_fails(
+    data: PreparedData, student: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_scores(monkeypatch, quantize_stage, [0.90, 0.80, 0.895, 0.91])  # float, PTQ, QAT, the FP32 control
+
+    facts = quantized(data, student, tmp_path, method="ladder", max_drop=0.01)
+
+    assert [(rung["rung"], rung["passed"]) for rung in facts["rungs"]] == [("ptq", False), ("qat", True)]
+    assert (facts["shipped_rung"], facts["passed"]) == ("qat", True)
+    assert [control["top1_validation"] for control in facts["controls"]] == [0.80, 0.91]
+
+
+def test_a_ladder_without_a_rung_that_passes_says_so_and_leaves_the_word_to_the_device(
+    data: PreparedData, student: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listening: Any
+) -> None:
+    with_scores(monkeypatch, quantize_stage, [0.90, 0.80, 0.85])
+
+    facts = quantized(data, student, tmp_path, How(progress=listening), method="ladder", max_drop=0.01, controls=False)
+
+    assert (facts["shipped_rung"], facts["passed"], facts["controls"]) == ("qat", False, [])
+    assert listening.lines[-1] == (
+        "quantize: qat has 85.00% on validation, the float student 90.00%: more than the 1.00 points that may be lost. "
+        "The gate on the device decides."
+    )
+
+
+def test_ptq_alone_never_trains_even_where_it_fails(
+    data: PreparedData, student: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_scores(monkeypatch, quantize_stage, [0.90, 0.10])
+
+    facts = quantized(data, student, tmp_path, method="ptq", max_drop=0.0)
+
+    assert ([rung["rung"] for rung in facts["rungs"]], facts["passed"], facts["training"]) == (["ptq"], False, None)
+
+
+def test_the_same_recipe_gives_the_same_quantized_weights(
+    built: Any, data: PreparedData, student: TrainedModel, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        quantized(data, student, tmp_path / name, method="qat", controls=False)
+
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b")]
+    assert weights[0] == weights[1]
+    assert weights[0] != (built.stage("quantize-cpu-int8") / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["qat", "ptq"])
+def test_without_a_validation_split_no_rung_is_judged(student: TrainedModel, tmp_path: Path, method: str) -> None:
+    from pipeline.recipe import DataConfig
+    from pipeline.stages.data import prepare_data
+
+    prepare_data(DataConfig(source="digits", validation=0, calibration=32), 0, tmp_path / "data")
+    (tmp_path / "q").mkdir()
+
+    facts = quantized(PreparedData(tmp_path / "data", ""), student, tmp_path / "q", method=method, controls=False)
+
+    assert (facts["shipped_rung"], facts["passed"], facts["top1_validation"]) == (method, None, None)
