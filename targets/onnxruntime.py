@@ -83,7 +83,14 @@ class OnnxRuntimeCpu:
             options = {"enable_profiling": True, "profile_file_prefix": str(Path(folder) / "profile")}
             session = self._open(compiled, options, {"session.disable_prepacking": "1"})
             batch = smallest_batch(compiled.inputs)
-            session.run(None, {spec.name: np.zeros(spec.fixed(batch), spec.dtype) for spec in compiled.inputs})
+            zeros = {spec.name: np.zeros(spec.fixed(batch), spec.dtype) for spec in compiled.inputs}
+            try:
+                session.run(None, zeros)
+            except Exception as error:  # the runtime's own classes; a graph that loads need not run
+                raise TargetError(
+                    f"{compiled.name} loads but does not run on {self.name}: {_first_line(error)}. "
+                    "Mend the graph, or take another target."
+                ) from None
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         return Placement(layers=tuple(_layers(events)), source=f"{compiled.toolchain} profile of one run")
 

@@ -7,7 +7,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read by torch and by every process that a
 import io
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,11 @@ import yaml
 
 from pipeline.progress import Quiet
 
-TINY = {"model": "resnet8", "args": {"widths": [4, 4, 8, 8]}, "train": {"epochs": 3, "lr": 0.1, "precision": "fp32"}}
+TINY: dict[str, Any] = {
+    "model": "resnet8",
+    "args": {"widths": [4, 4, 8, 8]},
+    "train": {"epochs": 3, "lr": 0.1, "precision": "fp32"},
+}
 TINY_RECIPE: dict[str, Any] = {
     "name": "tiny",
     "data": {"source": "digits", "calibration": 64, "augment": {"crop": 0}},
@@ -113,8 +117,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def finished(built: Run, tmp_path: Path) -> Iterator[Run]:
+def finished(built: Run, tmp_path: Path) -> Run:
     """A copy of the finished run (modification times kept, so that it counts as finished)."""
     shutil.copytree(built.runs, tmp_path / "runs", symlinks=True)
     shutil.copy(built.recipe, tmp_path / "tiny.yaml")
-    yield Run(tmp_path / "tiny.yaml", tmp_path / "runs", built.ended)
+    return Run(tmp_path / "tiny.yaml", tmp_path / "runs", built.ended)

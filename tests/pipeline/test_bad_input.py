@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(
 # --- data --------------------------------------------------------------------------------------------------------------
 
 
-def arrays(num_classes: int = 3, num_samples: int = 90) -> dict[str, np.ndarray]:
+def arrays(num_classes: int = 3, num_samples: int = 90) -> dict[str, Any]:
     x = np.random.default_rng(0).integers(0, 256, (num_samples, 8, 8), dtype=np.uint8)
     y = np.arange(num_samples) % num_classes
     return {"x_train": x, "y_train": y, "x_test": x[:30], "y_test": y[:30]}
@@ -166,7 +166,7 @@ def test_data_of_one_class_are_refused(run_on: Refused, tmp_path: Path) -> None:
     ],
     ids=lambda change: ",".join(f"{name}{list(value.shape)}{value.dtype}" for name, value in change.items()),
 )
-def test_arrays_that_do_not_fit_are_refused(run_on: Refused, tmp_path: Path, change: dict[str, np.ndarray]) -> None:
+def test_arrays_that_do_not_fit_are_refused(run_on: Refused, tmp_path: Path, change: dict[str, Any]) -> None:
     np.savez(tmp_path / "odd.npz", **{**arrays(), **change})
 
     assert "odd.npz" in run_on(f"npz:{tmp_path / 'odd.npz'}")

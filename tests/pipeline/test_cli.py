@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -300,7 +299,7 @@ keys = st.sampled_from(
         *("schema_version", "data.augment.crop", "x", "targets.-1", "targets.1", "seed.0", "data.source.x", "..", ""),
     ]
 )
-texts = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\x00"), max_size=12)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
 values = st.one_of(
     texts,
     st.integers().map(str),
@@ -364,4 +363,4 @@ def test_any_bytes_as_a_recipe_are_refused_in_three_lines(edgestill: Cli, tmp_pa
     assert ended.code == 2, ended.err
     assert "internal error" not in ended.err
     assert 1 <= len(ended.err.splitlines()) <= 3
-    assert not os.path.exists(tmp_path / "r")
+    assert not (tmp_path / "r").exists()

@@ -6,6 +6,7 @@ import io
 import threading
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def silent_task(progress: PlainProgress, clock: Clock, monkeypatch: pytest.MonkeyPatch, **task: object) -> None:
+def silent_task(progress: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, **task: Any) -> None:
     """A task that says nothing for as long as the clock lasts; the heart beats in this thread."""
     monkeypatch.setattr("pipeline.progress.threading.Thread", lambda **kwargs: SimpleNamespace(start=lambda: None))
     with progress.task("train", **task) as running:
@@ -128,7 +129,7 @@ def test_bars_stack_and_what_is_said_is_printed_as_it_is(
     terminal = Terminal()
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr("sys.stderr", terminal)
-    progress = open_progress()
+    progress: Any = open_progress()
 
     with progress.task("teacher [red]", 2) as outer, progress.task("epoch 1", 10) as inner:
         inner.advance(10, "loss 0.25 [0/3]")
