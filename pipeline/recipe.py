@@ -7,12 +7,22 @@ one; values are checked here and nowhere else. Lengths are epochs, learning rate
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from targets.errors import RecipeError
 
@@ -29,6 +39,18 @@ def _not_a_bool(value: Any) -> Any:
 
 
 Count = Annotated[int, BeforeValidator(_not_a_bool), Field(ge=1)]
+
+
+def _all_finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no number that can be written down")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _all_finite(item)
+    return value
+
+
+# Keyword arguments as a YAML file can hold them: numbers, words, lists, sections; no dates, no bytes, no NaN.
+Arguments = Annotated[dict[str, JsonValue], AfterValidator(_all_finite)]
 
 
 class Section(BaseModel):
@@ -113,7 +135,7 @@ class ModelConfig(Section):
     """An architecture and, optionally, its weights."""
 
     model: str = Field(description="resnet8 ... wrn_40_2, torchvision:NAME, timm:NAME or python:package.module:factory")
-    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model's constructor")
+    args: Arguments = Field(default_factory=dict, description="keyword arguments of the model's constructor")
     pretrained: bool = Field(False, description="start from the library's published weights")
     checkpoint: Path | None = Field(None, description="safetensors, or a torch file that loads with weights_only")
 
@@ -186,7 +208,7 @@ class TargetConfig(Section):
 
     name: str
     device: str = Field("local", description="local; later a name of devices.yaml or ssh://user@host")
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Arguments = Field(default_factory=dict)
     budget: BudgetConfig = BudgetConfig()
     min_int8_share: Fraction = Field(0.95, description="placement gate: share of MACs that must run in INT8")
     on_failure: Literal["float", "error"] = Field("float", description="float: ship float and say why; error: stop")
@@ -294,7 +316,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         )
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise RecipeError(f"--set {override}: '{text}' is not a YAML value. Quote it.") from None
     *parents, last = key.split(".")
     node: Any = raw

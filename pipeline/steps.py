@@ -27,7 +27,8 @@ from pipeline.artifacts import (
     Verdict,
 )
 from pipeline.how import How
-from pipeline.learning.sources import data_digest, locate
+from pipeline.learning.own_code import PREFIX
+from pipeline.learning.sources import data_digest, factory, locate
 from pipeline.recipe import Recipe, TargetConfig
 from pipeline.workspace import Workspace
 from targets.base import sha256_file
@@ -67,7 +68,7 @@ class Steps:
             partial(TrainedModel, stage="teacher"),
             "teacher",
             self._key(config),
-            [data, *_checkpoint_digest(config.checkpoint)],
+            [data, *_own_digests(config.checkpoint, config.model)],
             lambda out: stages.teacher.train_teacher(config, data, out, self.how),
             module="pipeline.stages.teacher",
         )
@@ -78,7 +79,7 @@ class Steps:
             partial(TrainedModel, stage="distill"),
             "distill",
             self._key(config),
-            [data, teacher, *_checkpoint_digest(config.checkpoint)],
+            [data, teacher, *_own_digests(config.checkpoint, config.model, config.loss)],
             lambda out: stages.distill.distill(config, data, teacher, out, self.how),
             module="pipeline.stages.distill",
         )
@@ -181,7 +182,7 @@ class Steps:
             Verdict,
             f"verdict-{name}",
             {"target": _plain(target), "gate": _plain(self.recipe.gate)},
-            [data, *models, *scores, compiled, measured],
+            [data, *models, *scores, compiled, measured, *_own_digests(None, self.recipe.gate.metric)],
             lambda out: stages.verdict.judge(
                 target, self.recipe.gate, data, models, scores, compiled, measured, out, self.how
             ),
@@ -246,10 +247,9 @@ def _machine(device: Device) -> dict[str, Any]:
     return {"device": device.name, "machine": environment().hard}
 
 
-def _checkpoint_digest(path: Path | None) -> list[str]:
-    """A checkpoint of the person's own enters the key by its content."""
-    if path is None:
-        return []
-    if not path.is_file():
-        raise RecipeError(f"checkpoint {path}: there is no such file. Give its path from {Path.cwd()}.")
-    return [sha256_file(path)]
+def _own_digests(checkpoint: Path | None, *references: str | None) -> list[str]:
+    """What a person brings enters the key by its content: a checkpoint, and the file of a `python:` module."""
+    if checkpoint is not None and not checkpoint.is_file():
+        raise RecipeError(f"checkpoint {checkpoint}: there is no such file. Give its path from {Path.cwd()}.")
+    code = [reference.removeprefix(PREFIX) for reference in references if reference and reference.startswith(PREFIX)]
+    return [sha256_file(path) for path in [*([checkpoint] if checkpoint else []), *map(factory.locate, code)]]

@@ -36,7 +36,9 @@ def test_the_readme_table_is_what_its_command_prints() -> None:
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
 def test_the_files_that_a_document_names_exist(name: str) -> None:
-    named = re.findall(r"`((?:pipeline|benchmarks|targets|docs|recipes)/[A-Za-z0-9_./]+?)/?`", (ROOT / name).read_text())
+    named = re.findall(
+        r"`((?:pipeline|benchmarks|targets|docs|recipes)/[A-Za-z0-9_./]+?)/?`", (ROOT / name).read_text()
+    )
 
     assert [path for path in named if not (ROOT / path).exists()] == []
 

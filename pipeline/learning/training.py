@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from pipeline.learning.models import predict
 from pipeline.progress import Progress
 from pipeline.recipe import TrainConfig
 from targets.base import read_json, write_json
-from targets.errors import TrainingError
+from targets.errors import IntegrityError, TrainingError
 
 Loss = Callable[[Tensor, "Tensor | None", Tensor], Tensor]  # student (N, K), teacher (N, K) or None, labels (N,)
 Shown = Callable[[float], "Tensor | None"]  # progress in [0, 1) -> positions in the train split, None for all
@@ -212,7 +212,7 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
 def learning_rate(config: TrainConfig, progress: float) -> float:
     """The rate at `progress` epochs (a fraction of an epoch counts): linear warm-up, then cosine to 0, steps, or constant."""
     if progress < config.warmup_epochs:
-        return config.lr * (progress + 1e-3) / config.warmup_epochs
+        return config.lr * min((progress + 1e-3) / config.warmup_epochs, 1.0)
     if config.schedule == "cosine":
         share = (progress - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
         return config.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
@@ -328,14 +328,25 @@ def _resume(run: _Run, checkpoint_dir: Path, progress: Progress) -> int:
     path = checkpoint_dir / "training.pt"
     if not path.exists():
         return 0
-    try:
-        state = torch.load(path, weights_only=True, map_location=run.accelerator.device)
-    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-        progress.say(f"{path} is truncated or altered ({type(error).__name__}): this training begins again")
+    state = _read_checkpoint(path, run.accelerator.device)
+    if state is None:
+        progress.say(f"{path} is truncated or altered: this training begins again")
         return 0
     _restore(run, state)
     progress.say(f"going on after epoch {len(run.epochs)} of {run.config.epochs}")
     return len(run.epochs)
+
+
+def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
+    """The state, or None where a byte is missing or flipped: torch.load checks none of its archive's checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
+    except Exception:  # a damaged file may raise anything at all
+        return None
+    return state
 
 
 def _restore(run: _Run, state: Mapping[str, Any]) -> None:
@@ -360,13 +371,22 @@ def _decide_precision(
     if config.precision != "auto":
         return config.precision
     decided_path = checkpoint_dir / "decided.json"
-    if decided_path.exists():
-        return str(read_json(decided_path)["precision"])
+    if (decided := _decided(decided_path)) is not None:
+        return decided
     batch = next(iter(data.train_batches(epoch=0, seed=seed, batch_size=config.batch_size)))
     seconds = {p: _step_seconds(model, teacher, batch, loss, bf16=p == "bf16") for p in ("fp32", "bf16")}
     precision = min(seconds, key=seconds.__getitem__)
     write_json(decided_path, {"precision": precision, "step_seconds": seconds})
     return precision
+
+
+def _decided(path: Path) -> str | None:
+    """The precision that was written down; None where nothing whole was."""
+    try:
+        precision: object = read_json(path)["precision"]
+    except (IntegrityError, KeyError, TypeError):
+        return None
+    return str(precision) if precision in ("fp32", "bf16") else None
 
 
 def _step_seconds(model: nn.Module, teacher: nn.Module | None, batch: Batch, loss: Loss, *, bf16: bool) -> float:

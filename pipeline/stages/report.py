@@ -5,6 +5,7 @@ Reads the JSON of the other stages. Writes summary.json, index.html and report.m
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -74,9 +75,17 @@ def _machine() -> dict[str, Any]:
         "cpu": hard.get("cpu"),
         "cores": len(hard["cpus_allowed"]),
         "memory_gib": round(memory / 1024, 1) if memory else None,
-        "os": hard.get("kernel"),
+        "os": _system(),
         "python": hard.get("python"),
     }
+
+
+def _system() -> str:
+    """Name and version of the system, as it calls itself."""
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return platform.system()
 
 
 def _model(role: str, model: TrainedModel) -> dict[str, Any]:

@@ -350,3 +350,12 @@ def test_an_unknown_target_is_refused_with_the_nearest_one(refused: Refused, tmp
     assert "Did you mean 'openvino-cpu'?" in refused(
         "compile", tmp_path / "m.onnx", "--target", "openvino", "--out", tmp_path / "o"
     )
+
+
+def test_a_model_with_nan_in_its_weights_is_not_quantized(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "nan.onnx").write_bytes(graph(np.full((4, 4), np.nan)))
+    np.savez(tmp_path / "c.npz", x=np.ones((8, 4), dtype=np.float32))
+
+    message = refused("quantize", tmp_path / "nan.onnx", "--calibration", tmp_path / "c.npz", "--out", tmp_path / "out")
+
+    assert "nan.onnx" in message

@@ -53,15 +53,13 @@ def test_warm_up_rises_in_a_line_to_the_rate_from_which_cosine_falls_to_zero() -
     assert learning_rate(config, 10) == pytest.approx(0, abs=1e-12)
 
 
-@given(st.integers(1, 300), st.floats(0, 1), st.just(0.0) | st.floats(0.1, 0.9))
-def test_a_rate_is_positive_and_at_most_the_recipes_within_a_thousandth_of_an_epoch(
-    epochs: int, share: float, warm: float
-) -> None:
+@given(st.integers(1, 300), st.floats(0, 1), st.just(0.0) | st.floats(1e-6, 0.9))
+def test_a_rate_is_positive_and_at_most_the_recipes(epochs: int, share: float, warm: float) -> None:
     config = TrainConfig(epochs=epochs, lr=0.1, warmup_epochs=warm * epochs)
 
     rate = learning_rate(config, share * epochs * 0.999)
 
-    assert 0 < rate <= 0.1 * (1 + (1.001e-3 / config.warmup_epochs if warm else 0))
+    assert 0 < rate <= 0.1 * (1 + 1e-12)
 
 
 @pytest.mark.parametrize(

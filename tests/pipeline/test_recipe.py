@@ -72,7 +72,9 @@ def test_set_overrides_one_key(tmp_path: Path, override: str, expected: object) 
     assert value == expected
 
 
-@pytest.mark.parametrize("override", ["distill", "=3", "a..b=1", "targets.9.name=x", "name.x=1", "seed=[", "name.0=1"])
+@pytest.mark.parametrize(
+    "override", ["distill", "=3", "a..b=1", "targets.9.name=x", "name.x=1", "seed=[", "name.0=1", "seed=2001-99-99"]
+)
 def test_a_set_that_sets_nothing_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(RecipeError):
         load_recipe(write(tmp_path, MINIMAL), [override])
@@ -91,6 +93,8 @@ def test_a_set_that_sets_nothing_is_refused(tmp_path: Path, override: str) -> No
         {"name": "../elsewhere"},
         {"data": {"source": "digits", "validation": 0}},
         {"schema_version": 2},
+        {"teacher": {"model": "resnet20", "args": {"widths": [float("nan")]}}},
+        {"targets": [{"name": "openvino-cpu", "options": {"num_threads": b"2"}}]},
     ],
 )
 def test_values_that_cannot_be_are_refused_in_three_lines(tmp_path: Path, change: dict[str, object]) -> None:

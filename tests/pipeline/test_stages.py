@@ -57,6 +57,14 @@ def test_a_teacher_that_always_names_one_class_is_refused(data: PreparedData) ->
         evaluate_teacher(Answers(), open_data(data), "validation")
 
 
+def test_a_perfect_teacher_is_taken_also_where_validation_has_few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels_N = torch.tensor([0, 1] * 4)
+    answers = (torch.eye(2)[labels_N], labels_N)
+    monkeypatch.setattr("pipeline.stages.teacher.soft_labels", lambda *_arguments: answers)
+
+    assert evaluate_teacher(Answers(), SimpleNamespace(), "validation") == 1.0  # type: ignore[arg-type]
+
+
 def test_a_teacher_that_knows_its_digits_is_scored_on_validation(data: PreparedData, teacher: TrainedModel) -> None:
     opened = open_data(data)
     net = load_trained(teacher, opened, allow_code=False)

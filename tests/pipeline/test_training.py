@@ -415,3 +415,27 @@ def test_only_a_net_that_survives_it_is_trained_in_channels_last(
 
     assert layers[1].weight.is_contiguous(memory_format=torch.channels_last) is expected
     assert layers[1].weight.is_contiguous() is not expected
+
+
+@pytest.mark.parametrize("at", [0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999])
+def test_a_flipped_bit_in_a_checkpoint_never_changes_what_a_training_ends_with(
+    data: Data, tmp_path: Path, at: float
+) -> None:
+    config = {"epochs": 2, "batch_size": 256}
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "t", progress=Interrupts(1), **config)
+    path = tmp_path / "t" / "training.pt"
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 0x40
+    path.write_bytes(content)
+
+    again = run(data, tmp_path / "t", **config)
+
+    assert_same_bits(again.last, run(data, tmp_path / "whole", **config).last)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_decided_precision_that_is_cut_short_is_measured_again(data: Data, tmp_path: Path, content: str) -> None:
+    (tmp_path / "decided.json").write_text(content)
+
+    assert run(data, tmp_path, precision="auto", epochs=1).precision in ("fp32", "bf16")
