@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -25,7 +26,16 @@ DTYPES = frozenset(
 
 
 def read_graph(path: Path) -> ir.Model:
-    """Read an ONNX file with all its weights. Raises ModelError: no ONNX, truncated, or external data absent."""
+    """Read an ONNX file with all its weights. Raises ModelError: no ONNX, truncated, external data absent, NaN weights."""
+    model = _read(path)
+    if (bad := _weight_that_is_no_number(model)) is not None:
+        raise ModelError(
+            f"{path}: weight '{bad}' holds NaN or infinity: the training that wrote it failed. Export an earlier one."
+        )
+    return model
+
+
+def _read(path: Path) -> ir.Model:
     try:
         proto = onnx.load(str(path), load_external_data=False)
         onnx.checker.check_model(str(path))
@@ -38,6 +48,15 @@ def read_graph(path: Path) -> ir.Model:
         raise ModelError(f"{path} is not an ONNX file: its bytes do not parse. Export it again.") from None
     except (onnx.checker.ValidationError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} is no whole ONNX model: {_first_line(error)}. Export it again.") from None
+
+
+def _weight_that_is_no_number(graph: ir.Model) -> str | None:
+    """The first float weight with NaN or infinity in it."""
+    for name, value in graph.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype.is_floating_point() and not np.isfinite(tensor.numpy()).all():
+            return str(name)
+    return None
 
 
 def write_graph(model: ir.Model, path: Path) -> None:

@@ -60,10 +60,6 @@ def quantize_onnx(
             f"scheme '{scheme}': ONNX graphs are quantized for '{SCHEME}' only. Take a target of that scheme."
         )
     graph = read_graph(model_path)
-    if (bad := _weight_that_is_no_number(graph)) is not None:
-        raise ModelError(
-            f"{model_path}: weight '{bad}' holds NaN or infinity: the training that wrote it failed. Export an earlier one."
-        )
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.graph):
         raise ModelError(f"{model_path} is quantized already. Compile it as it is, or give the float model.")
     title = name or model_path.stem
@@ -79,15 +75,6 @@ def quantize_onnx(
         quantized, name=title, out_dir=out_dir, scheme=scheme, dialect=dialect, preprocessing=preprocessing
     )
     return export_graph(quantized, exported)
-
-
-def _weight_that_is_no_number(graph: ir.Model) -> str | None:
-    """The first float weight with NaN or infinity in it."""
-    for name, value in graph.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is not None and tensor.dtype.is_floating_point() and not np.isfinite(tensor.numpy()).all():
-            return name
-    return None
 
 
 def compare_outputs(float_path: Path, int8_path: Path, samples: Iterable[Sample]) -> list[OutputDifference]:

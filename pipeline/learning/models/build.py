@@ -156,7 +156,7 @@ def _timm(wanted: _Wanted, name: str) -> nn.Module:
     if tag:
         _check_known(wanted.label, name, timm.list_pretrained(f"{architecture}.*"), "timm")
     published = timm.get_pretrained_cfg(name)
-    args = dict(wanted.config.args)
+    args: dict[str, Any] = dict(wanted.config.args)
     if published is not None and published.fixed_input_size:
         args.setdefault("img_size", wanted.image_size)
     if wanted.published_weights and wanted.offline:
