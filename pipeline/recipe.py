@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from targets import make_target
 from targets.errors import RecipeError
 
 SCHEMA_VERSION = 1
@@ -283,11 +284,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(raw: Mapping[str, Any], origin: str) -> Recipe:
     """Check a recipe given as plain values; `origin` names it in messages."""
     try:
-        return Recipe.model_validate(raw)
+        recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise RecipeError(_explain(error, origin)) from None
     except RecursionError:
         raise RecipeError(f"{origin} nests values in themselves. Write them out.") from None
+    for target in recipe.targets:
+        make_target(target.name, target.options)  # refuses a name or an option that does not exist
+    return recipe
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -105,6 +105,13 @@ def test_values_that_cannot_be_are_refused_in_three_lines(tmp_path: Path, change
     assert refused.value.exit_code == 2
 
 
+def test_a_target_or_an_option_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="Did you mean 'openvino-cpu'"):
+        load_recipe(write(tmp_path, {**MINIMAL, "targets": [{"name": "openvino"}]}))
+    with pytest.raises(RecipeError, match="Did you mean 'num_threads'"):
+        load_recipe(write(tmp_path, {**MINIMAL, "targets": [{"name": "openvino-cpu", "options": {"threads": 2}}]}))
+
+
 @pytest.mark.parametrize("text", ["", "just words", "- a\n- b", "a: [1", "\t- x", "a: &a [*a]", "\x00"])
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "recipe.yaml"
