@@ -63,19 +63,14 @@ def judge(
     answers = {arm["arm"]: measured.logits("logits", arm["dir"]) for arm in arms}
     top1s = {arm: float((logits_NK.argmax(1) == labels_N).mean()) for arm, logits_NK in answers.items()}
     gated = top1s if metric is None else {arm: float(metric(logits_NK, labels_N)) for arm, logits_NK in answers.items()}
-    baseline = min(
-        (arm for arm in arms if arm["role"] == "student" and arm["precision"] != "int8"),
-        key=lambda arm: _p25(records, arm),
-    )
+    baseline = _fastest_float_student(arms, records)
     gates = _int8_gates(target, gate, compiled, records, gated, baseline)
     failed = first_failure(gates)
     shipped = baseline if failed else next(arm for arm in arms if arm["precision"] == "int8")
     rows = ledger(_hops(prepared, models, scores, measured, arms, shipped), labels_N, metric)
     table = [_row(arm, records[arm["arm"]], compiled, measured, scores[0], labels_N, top1s) for arm in arms]
     budgets = budget_gates(target.budget, _trusted(next(row for row in table if row["arm"] == shipped["arm"]), records))
-    error: EdgestillError | None = budget_error(target.name, shipped["arm"], budgets)
-    if failed and target.on_failure == "error":
-        error = gate_error(target.name, failed)
+    error = _end(target, shipped["arm"], failed, budgets)
     write_json(
         out_dir / "verdict.json",
         {
@@ -133,8 +128,17 @@ def _trusted(row: Mapping[str, Any], records: Mapping[str, Record]) -> Mapping[s
     return {**row, "p50_ms": None, "p99_ms": None, "load_ms": None}
 
 
-def _p25(records: Mapping[str, Record], arm: Arm) -> float:
-    return records[arm["arm"]].summary.p25_us
+def _fastest_float_student(arms: Sequence[Arm], records: Mapping[str, Record]) -> Arm:
+    """The baseline that INT8 must beat, by p25 of the launches."""
+    floats = [arm for arm in arms if arm["role"] == "student" and arm["precision"] != "int8"]
+    return min(floats, key=lambda arm: records[arm["arm"]].summary.p25_us)
+
+
+def _end(target: TargetConfig, shipped: str, failed: Gate | None, budgets: Sequence[Gate]) -> EdgestillError | None:
+    """What the run ends with: a failed gate where the recipe allows no float, else a broken budget."""
+    if failed and target.on_failure == "error":
+        return gate_error(target.name, failed)
+    return budget_error(target.name, shipped, budgets)
 
 
 def _hops(
