@@ -19,8 +19,14 @@ lint: .venv/installed
 types: .venv/installed
 	mypy
 
-unit: .venv/installed
+unit: .venv/installed build/tensorrt-10 build/tensorrt-11
 	pytest -q
+
+# TensorRT's Python bindings without its libraries, for tests/targets/test_tensorrt_contract.py: imported over stand-ins, never run.
+build/tensorrt-%: tests/targets/standins/tensorrt-%.txt .venv/installed
+	rm -rf $@
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --target $@ --no-deps --require-hashes -r $<
+	touch $@
 
 .venv/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"edgestill needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Set PYTHON=python3.11.")'

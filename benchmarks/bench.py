@@ -264,6 +264,8 @@ def _scenario(compiled: CompiledModel, config: Preset, seed: int) -> Scenario:
         min_q=config.min_queries,
         seed=seed,
         spin=compiled.options.get("allow_spinning"),
+        cuda_graph=compiled.options.get("cuda_graph"),
+        transfers=True if compiled.target == "tensorrt" else None,
     )
 
 

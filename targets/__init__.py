@@ -11,8 +11,9 @@ from targets.base import Target
 from targets.errors import RecipeError
 from targets.onnxruntime import OnnxRuntimeCpu
 from targets.openvino import OpenVinoCpu
+from targets.tensorrt import TensorRt
 
-TARGETS: dict[str, type[Any]] = {target.name: target for target in (OpenVinoCpu, OnnxRuntimeCpu)}
+TARGETS: dict[str, type[Any]] = {target.name: target for target in (OpenVinoCpu, OnnxRuntimeCpu, TensorRt)}
 KINDS: dict[str, type[Any]] = {
     "int": int,
     "bool": bool,

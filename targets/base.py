@@ -56,7 +56,11 @@ class Preprocessing:
 @dataclass(frozen=True, kw_only=True)
 class Exported:
     """An ONNX graph, ready for a target. A float graph has `scheme=None`; paths are relative to the directory that holds
-    `exported.json`."""
+    `exported.json`.
+
+    `half_path` is the same graph with float16 between its inputs and outputs (whose types stay), for runtimes that compute
+    in the types that a graph is written in; None where it was not written, `half_note` says why.
+    """
 
     name: str
     onnx_path: str
@@ -65,12 +69,18 @@ class Exported:
     scheme: str | None = None
     dialect: str | None = None
     ranges_path: str | None = None
+    half_path: str | None = None
+    half_note: str | None = None
     preprocessing: Preprocessing | None = None
     directory: Path = field(default=Path(), compare=False)
 
     @property
     def model_path(self) -> Path:
         return self.directory / self.onnx_path
+
+    @property
+    def half_model_path(self) -> Path | None:
+        return None if self.half_path is None else self.directory / self.half_path
 
     def save(self) -> None:
         write_json(self.directory / "exported.json", _plain(self))

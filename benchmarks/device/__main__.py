@@ -67,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch", type=_count, default=1)
     evaluate.add_argument("--source", choices=("shards", "encoded"), default="shards")
 
+    answer = _command(commands, "answer", _answer, "save what a model of any inputs answers to given samples")
+    answer.add_argument("--inputs", type=Path, required=True, help="an .npz of i_s: input i of sample s")
+    answer.add_argument("--out", type=Path, required=True, help="the .npz of answers")
+
     measure = _command(commands, "measure", _measure, "one launch: load, warm up, time")
     measure.add_argument("--evaluation", type=Path)
     measure.add_argument("--boundary", choices=("runtime", "host_e2e"), default="runtime")
@@ -78,9 +82,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--preset", choices=("smoke", "ci", "release"), default="smoke")
         command.add_argument("--short", action="store_true", help="a quarter of the preset's window")
         command.add_argument("--seed", type=int, default=0)
-    for command in (evaluate, measure, throughput, placement):
+    for command in (evaluate, answer, measure, throughput, placement):
         command.add_argument("--compiled", type=Path, required=True)
     _command(commands, "environment", _environment, "the fingerprint of this machine")
+    first = _command(commands, "first-run", _first_run, "build, check and measure a kit; one file to send back")
+    first.add_argument("kit", type=Path)
+    first.add_argument("--out", type=Path, required=True, help="the result: one JSON file")
+    first.add_argument("--target", help="another target than the kit's")
+    first.add_argument("--preset", choices=("smoke", "ci", "release"), default="smoke")
+    first.add_argument("--launches", type=_count, help="how often each precision is measured (default: the preset's)")
+    first.add_argument("--work", type=Path, help="keep engines, answers and raw samples in this new directory")
     return parser
 
 
@@ -140,6 +151,12 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.device.answer import answer
+
+    return answer(arguments.compiled, arguments.inputs, arguments.out)
+
+
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.device.measure import PRESETS, measure_launch
 
@@ -170,6 +187,19 @@ def _placement(arguments: argparse.Namespace) -> dict[str, Any]:
 
     compiled = CompiledModel.load(arguments.compiled)
     return make_target(compiled.target, compiled.options).placement(compiled).to_json()
+
+
+def _first_run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.device.first_run import first_run
+
+    return first_run(
+        arguments.kit,
+        arguments.out,
+        target=arguments.target,
+        preset=arguments.preset,
+        launches=arguments.launches,
+        work_dir=arguments.work,
+    )
 
 
 def _environment(arguments: argparse.Namespace) -> dict[str, Any]:
