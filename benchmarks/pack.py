@@ -14,7 +14,8 @@ import benchmarks
 import targets
 
 PROGRAM = "edgestill-device.pyz"
-HOST_ONLY = {"targets/lint.py"}  # needs onnx, and the host has linted before anything is sent
+FIRST_RUN = f"python3 {PROGRAM} first-run kit --out result.json"  # what a person types beside a kit
+HOST_ONLY = "targets/lint/"  # needs onnx, and the host has linted before anything is sent
 
 # Speaks every Python 3 and no numpy, so that an old or bare device gets a sentence in place of a traceback.
 MAIN = """\
@@ -59,7 +60,7 @@ def _sources() -> dict[str, bytes]:
     files = {f"targets/{path.relative_to(targets_dir).as_posix()}": path for path in targets_dir.rglob("*.py")}
     files |= {f"benchmarks/device/{path.name}": path for path in (benchmarks_dir / "device").glob("*.py")}
     files["benchmarks/__init__.py"] = benchmarks_dir / "__init__.py"
-    packed = {name: path.read_bytes() for name, path in files.items() if name not in HOST_ONLY}
+    packed = {name: path.read_bytes() for name, path in files.items() if not name.startswith(HOST_ONLY)}
     return {"__main__.py": MAIN.encode(), **packed}
 
 

@@ -119,6 +119,11 @@ class Bundle(Artifact):
 
 
 @dataclass(frozen=True)
+class Kit(Artifact):
+    """Stage `kit`: what a device that is not connected needs for its first run, and the program."""
+
+
+@dataclass(frozen=True)
 class Report(Artifact):
     """Stage `report`: index.html, report.md and the summary.json that both are drawn from."""
 

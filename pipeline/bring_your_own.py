@@ -7,36 +7,39 @@ processes. Imports no torch before something is to be quantized.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.bench import Arm, compare_speed, measure_arms
 from benchmarks.device.measure import PRESETS
 from benchmarks.device.record import Record
 from benchmarks.device.verify import MANIFEST, check_files, check_machine
-from pipeline.calibration import Calibration, read_calibration
-from pipeline.gates import Gate, first_failure, lint_gate, placement_gate, why_not
-from pipeline.graphs.files import describe, read_graph
+from benchmarks.pack import FIRST_RUN
+from benchmarks.statistics import wilson_interval
+from pipeline.calibration import Calibration, layout_of, read_calibration
+from pipeline.gates import ERROR_OF_GATE, Gate, first_failure, lint_gate, placement_gate, why_not
+from pipeline.graphs.files import HALF_DIALECTS, describe, read_graph
+from pipeline.onnx_ladder import Climb, Demands, Rung, climb
 from pipeline.own_graph import check_runs, float_graph, import_fixed, import_float
 from pipeline.progress import Progress, Quiet
-from pipeline.recipe import TargetConfig
+from pipeline.schemes import dialect_of, scheme_of
 from pipeline.verb_reports import MIB, BenchReport, CompileReport, LintReport, QuantizeReport, Row, row_of
 from pipeline.workbench import REPORT_FILE, Workbench, whole_directory
 from targets import make_target
 from targets.base import CompiledModel, Exported, Placement, write_json
-from targets.errors import EdgestillError, MeasurementError, ModelError, RecipeError, TargetError
+from targets.errors import EdgestillError, MeasurementError, ModelError, RecipeError
 from targets.lint import lint
-
-if TYPE_CHECKING:
-    from pipeline.stages.quantize_onnx import OutputDifference
 
 INT8 = "int8"
 ADVICE = {
     "lint": "Mend what the findings name, or let `edgestill quantize` make the graph from the float model for this target.",
     "compile": "Export the model with other operators, take another target, or stay with float.",
+    "likeness": "Give more and more typical calibration samples, leave the worst layers in float (--method mixed), or stay with "
+    "float.",
     "placement": "See which layers run in float, ask for less (--min-int8-share), take another target, or stay with float.",
 }
 
@@ -52,13 +55,12 @@ class Order:
     launches: int | None
     progress: Progress
     keep: tuple[Path, ...]  # what is read, and so must not lie in out_dir
-    min_int8_share: float = 0.0
+    kit: bool = False  # for a device that is not connected: nothing is compiled or measured here
 
     def __post_init__(self) -> None:
         make_target(self.target, self.options)
         if self.preset not in PRESETS:
             raise RecipeError(f"--preset {self.preset}: there is no such preset. Known: {', '.join(PRESETS)}.")
-        _check_share(self.min_int8_share)
 
 
 def quantize_model(
@@ -72,16 +74,19 @@ def quantize_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     resize: int | None = None,
-    min_int8_share: float = 0.95,
+    scheme: str | None = None,
+    demands: Demands | None = None,
+    kit: bool = False,
     preset: str = "smoke",
     launches: int | None = None,
     progress: Progress | None = None,
 ) -> QuantizeReport:
     """Float ONNX + calibration (a folder of images, or an NPZ file) -> out_dir/model.onnx in INT8, proved on the target.
 
-    mean and std are in pixel units, 0..255; resize is the shorter side in pixels. Raises ModelError, DataError, RecipeError
-    or TargetError for what cannot be begun. INT8 that does not pass lint, compile or placement is in `failure`: what was
-    made is written all the same, so that it can be looked at.
+    mean and std are in pixel units, 0..255; resize is the shorter side in pixels; scheme None is the target's own. `kit`: the
+    target is not on this machine; what its first run there needs is written to out_dir in place of a proof. Raises ModelError,
+    DataError, RecipeError or TargetError for what cannot be begun. INT8 that does not pass the demands is in `failure`: what
+    was made is written all the same, so that it can be looked at.
     """
     order = Order(
         target=target,
@@ -91,26 +96,43 @@ def quantize_model(
         launches=launches,
         progress=progress or Quiet(),
         keep=(model, calibration),
-        min_int8_share=min_int8_share,
+        kit=kit,
     )
     inputs = describe(float_graph(model), name=model.stem, out_dir=model.parent).inputs
     samples = read_calibration(
         calibration, inputs, num_samples=num_samples, mean=mean, std=std, resize=resize, progress=order.progress
     )
-    return quantize_with(model, samples, order)
+    return quantize_with(model, samples, order, scheme=scheme, demands=demands)
 
 
-def quantize_with(model: Path, calibration: Calibration, order: Order) -> QuantizeReport:
+def quantize_with(
+    model: Path,
+    calibration: Calibration,
+    order: Order,
+    *,
+    scheme: str | None = None,
+    demands: Demands | None = None,
+) -> QuantizeReport:
     """The same from samples that are there already."""
+    target = make_target(order.target, order.options)
+    wanted = scheme_of(scheme or target.scheme).name
     with (
         whole_directory(order.out_dir, "quantize", keep=order.keep) as out_dir,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        floats = import_float(model, calibration, Path(scratch) / "float")
+        floats = import_float(model, calibration, Path(scratch) / "float", half=target.dialect in HALF_DIALECTS)
         check_runs(floats, calibration.samples[0])
-        report = _quantize(
-            floats, calibration, order, out_dir, Workbench.open(order.target, order.options, Path(scratch))
+        job = Climb(
+            floats=floats,
+            calibration=calibration,
+            demands=demands or Demands(),
+            scheme=wanted,
+            dialect=dialect_of(wanted, target.dialect),
+            runtime=target.dialect,
+            bench=None if order.kit else Workbench.open(order.target, order.options, Path(scratch)),
+            progress=order.progress,
         )
+        report = _quantize(job, order, out_dir, Path(scratch))
         write_json(out_dir / REPORT_FILE, report.to_json())
     return report
 
@@ -134,10 +156,11 @@ def compile_model(
     with whole_directory(out_dir, "compile", keep=(model,)) as partial, tempfile.TemporaryDirectory() as scratch:
         bench = Workbench.open(target, options or {}, Path(scratch))
         with progress.task(f"compile for {target}"):
-            exported = import_fixed(model, Path(scratch) / "exported")
+            half = make_target(target, options or {}).dialect in HALF_DIALECTS
+            exported = import_fixed(model, Path(scratch) / "exported", half=half)
             wanted = precision or (INT8 if exported.scheme else "fp32")
             placement = bench.compile(exported, wanted, partial)
-        gates = [_placement_gate(placement, target, min_int8_share)] if wanted == INT8 else []
+        gates = [placement_gate(placement.int8_share, min_int8_share)] if wanted == INT8 else []
         compiled = CompiledModel.load(partial)
         report = CompileReport(
             out_dir=out_dir,
@@ -185,7 +208,9 @@ def bench_model(
     with whole_directory(out_dir, "bench", keep=order.keep) as partial, tempfile.TemporaryDirectory() as scratch:
         bench = Workbench.open(target, order.options, Path(scratch))
         if compiled_dir is None:
-            arms = _compile_all(bench, import_fixed(model, Path(scratch) / "exported"), order, partial)
+            half = make_target(target, order.options).dialect in HALF_DIALECTS
+            exported = import_fixed(model, Path(scratch) / "exported", half=half)
+            arms = _compile_all(bench, exported, order, partial)
         else:
             arms = [Arm(compiled.precision, compiled_dir, placement=bench.placement(compiled_dir))]
         rows = _rows(arms, _measure(bench, arms, order, partial))
@@ -210,86 +235,89 @@ def lint_model(model: Path, *, target: str) -> LintReport:
     return LintReport(model=model.name, target=target, findings=findings, failure=_failure(gates, target))
 
 
-def _quantize(
-    floats: Exported, calibration: Calibration, order: Order, out_dir: Path, bench: Workbench
-) -> QuantizeReport:
-    """Quantize, compare, prove: `out_dir` becomes the directory that is handed over."""
-    int8, differences = _quantize_graph(floats, calibration, bench, order.progress, out_dir)
-    findings = tuple(lint(int8.model_path, int8.dialect or ""))
-    proof = _prove(int8, floats, order, out_dir, bench)
-    gates = [lint_gate([asdict(finding) for finding in findings]), *proof.gates]
-    failed = first_failure(gates)
+def _quantize(job: Climb, order: Order, out_dir: Path, scratch: Path) -> QuantizeReport:
+    """Climb, then measure what passed: `out_dir` becomes the directory that is handed over."""
+    rungs, rung_dir = climb(job, scratch / "rungs")
+    shutil.copytree(rung_dir, out_dir, dirs_exist_ok=True)
+    last = rungs[-1]
+    proof = _write_kit(job, last, order, out_dir) if order.kit else _measured(job, last, order, out_dir)
+    failed = first_failure(last.gates)
     return QuantizeReport(
         out_dir=order.out_dir,
-        model=floats.name,
+        model=job.floats.name,
         target=order.target,
+        scheme=job.scheme,
+        dialect=job.dialect,
         preset=order.preset,
-        num_calibration=len(calibration.samples),
-        num_held_out=len(calibration.held_out),
-        calibration=calibration.how,
-        notes=calibration.notes,
-        findings=findings,
-        differences=differences,
-        placement=proof.placement,
+        num_calibration=len(job.calibration.samples),
+        num_held_out=len(job.calibration.held_out),
+        calibration=job.calibration.how,
+        notes=job.calibration.notes,
+        rungs=tuple(rung.to_json() for rung in rungs),
+        findings=last.findings,
+        differences=last.differences,
+        rewrites=last.rewrites,
+        placement=last.placement,
         rows=proof.rows,
         ships=None if failed else proof.ships,
         why=f"INT8 does not ship: {why_not(failed)}" if failed else proof.why,
-        failure=_failure(gates, order.target),
+        failure=_failure(last.gates, order.target),
     )
-
-
-def _quantize_graph(
-    floats: Exported, calibration: Calibration, bench: Workbench, progress: Progress, out_dir: Path
-) -> tuple[Exported, tuple[OutputDifference, ...]]:
-    """The INT8 graph, and what it answers otherwise than float on the samples that were held out."""
-    target = make_target(bench.target, bench.options)
-    with progress.task("quantize"):
-        from pipeline.stages.quantize_onnx import compare_outputs, quantize_onnx
-
-        int8 = quantize_onnx(
-            floats.model_path,
-            calibration.samples,
-            scheme=target.scheme,
-            dialect=target.dialect,
-            out_dir=out_dir,
-            name=floats.name,
-            preprocessing=calibration.preprocessing,
-        )
-    with progress.task("compare with float"):
-        compared = calibration.held_out or calibration.samples
-        return int8, tuple(compare_outputs(floats.model_path, int8.model_path, compared))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What the target says of an INT8 graph. `ships` is a precision, None where nothing was measured."""
+    """What was measured. `ships` is a precision, None where nothing was measured."""
 
-    gates: tuple[Gate, ...]
-    placement: Placement | None = None
     rows: tuple[Row, ...] = ()
     ships: str | None = None
     why: str = ""
 
 
-def _prove(int8: Exported, floats: Exported, order: Order, out_dir: Path, bench: Workbench) -> Proof:
-    """Compile INT8 and every float precision, read the placement, measure them against each other."""
-    with order.progress.task(f"compile for {order.target}"):
-        try:
-            placement = bench.compile(int8, INT8, out_dir / "compiled" / INT8)
-        except TargetError as error:
-            return Proof(gates=(Gate(name="compile", passed=False, detail=str(error)),))
-        placements = {INT8: placement}
-        for precision in bench.float_precisions:
-            placements[precision] = bench.compile(floats, precision, out_dir / "compiled" / precision)
+def _measured(job: Climb, last: Rung, order: Order, out_dir: Path) -> Proof:
+    """Compile float in every precision of the target and measure INT8 against it."""
+    if last.placement is None or job.bench is None:
+        return Proof()
+    placements = {INT8: last.placement}
+    with order.progress.task(f"compile float for {order.target}"):
+        for precision in job.bench.float_precisions:
+            placements[precision] = job.bench.compile(job.floats, precision, out_dir / "compiled" / precision)
     arms = _arms(placements, out_dir / "compiled")
-    records = _measure(bench, arms, order, out_dir)
+    records = _measure(job.bench, arms, order, out_dir)
     ships, why = _faster(records)
+    return Proof(rows=_rows(arms, records), ships=ships, why=why)
+
+
+def _write_kit(job: Climb, last: Rung, order: Order, out_dir: Path) -> Proof:
+    """The kit beside the graph, with what the graph itself answers as what the device has to reach."""
+    from pipeline.stages.kit import write_evaluation, write_kit
+
+    preprocessing, found = job.calibration.preprocessing, last.differences[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        evaluation_dir, expected = None, None
+        if preprocessing is not None:
+            evaluation_dir = Path(scratch) / "evaluation"
+            spec = replace(job.floats.inputs[0], layout=layout_of(job.floats.inputs[0]) or "")
+            write_evaluation(evaluation_dir, job.compared, spec, preprocessing)
+        if evaluation_dir is not None and len(job.floats.outputs) == 1 and found.agreement is not None:
+            low, high = wilson_interval(round(found.agreement * found.num_samples), found.num_samples)
+            expected = {"metric": "agreement", "value": found.agreement, "n": found.num_samples}
+            expected["tolerance"] = (high - low) / 2
+        exported = Path(scratch) / "int8"
+        shutil.copytree(out_dir, exported)
+        write_kit(
+            out_dir,
+            name=job.floats.name,
+            target=order.target,
+            options=order.options,
+            min_int8_share=job.demands.min_int8_share,
+            int8_dir=exported,
+            float_dir=job.floats.directory,
+            evaluation_dir=evaluation_dir,
+            expected=expected,
+        )
     return Proof(
-        gates=(_placement_gate(placement, order.target, order.min_int8_share),),
-        placement=placement,
-        rows=_rows(arms, records),
-        ships=ships,
-        why=why,
+        why=f"nothing was compiled or measured here; copy kit/ and the program to the device, then: {FIRST_RUN}"
     )
 
 
@@ -339,15 +367,13 @@ def _check_share(min_int8_share: float) -> None:
         raise RecipeError(f"--min-int8-share {min_int8_share}: it is a share of all MACs. Give 0 to 1.")
 
 
-def _placement_gate(placement: Placement, target: str, min_int8_share: float) -> Gate:
-    return placement_gate(placement.int8_share, TargetConfig(name=target, min_int8_share=min_int8_share))
-
-
 def _failure(gates: Sequence[Gate], target: str) -> EdgestillError | None:
     failed = first_failure(gates)
     if failed is None:
         return None
-    return TargetError(f"{target}: INT8 does not pass the gate {why_not(failed)}.\n{ADVICE[failed.name]}")
+    return ERROR_OF_GATE[failed.name](
+        f"{target}: INT8 does not pass the gate {why_not(failed)}.\n{ADVICE[failed.name]}"
+    )
 
 
 def _untrustworthy(rows: Sequence[Row], preset: str) -> EdgestillError | None:

@@ -110,7 +110,7 @@ def image_input(
     the comparison with float, fed the same wrong values, would not show it.
     """
     spec = inputs[0]
-    layout = _layout(spec)
+    layout = layout_of(spec)
     if len(inputs) != 1 or layout is None:
         shapes = ", ".join(f"'{spec.name}' {list(spec.shape)}" for spec in inputs)
         raise ModelError(
@@ -125,7 +125,8 @@ def image_input(
     )
 
 
-def _layout(spec: TensorSpec) -> str | None:
+def layout_of(spec: TensorSpec) -> str | None:
+    """NCHW or NHWC, by where the one or three channels stand; None for what is no image."""
     if len(spec.shape) != 4:
         return None
     return "NCHW" if spec.shape[1] in (1, 3) else "NHWC" if spec.shape[3] in (1, 3) else None

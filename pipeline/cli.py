@@ -42,9 +42,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdou
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="override a key, e.g. distill.train.epochs=20", metavar="KEY=VALUE")
 ]
-TargetName = Annotated[str, typer.Option("--target", help="openvino-cpu or onnxruntime-cpu")]
+TargetName = Annotated[str, typer.Option("--target", help="openvino-cpu, onnxruntime-cpu or tensorrt")]
 OutDir = Annotated[Path, typer.Option("--out", help="the directory to write")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="threads that the runtime may use")]
+Option = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="an option of the target, e.g. cuda_graph=false", metavar="KEY=VALUE"),
+]
 Launches = Annotated[
     int | None, typer.Option("--launches", min=1, help="fresh processes; the preset's number by default")
 ]
@@ -164,26 +168,62 @@ def quantize(
     mean: Annotated[str | None, typer.Option(help="pixel mean(s), 0..255, e.g. 127 or 123.7,116.3,103.5")] = None,
     std: Annotated[str | None, typer.Option(help="pixel standard deviation(s), 0..255")] = None,
     resize: Annotated[int | None, typer.Option(min=1, help="shorter side before the centre crop, pixels")] = None,
+    scheme: Annotated[
+        str | None, typer.Option(help="the target's own by default; portable: one graph for every runtime")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="ladder (the first rung that passes), or one: ptq, equalized, mixed")
+    ] = "ladder",
+    keep_float: Annotated[
+        list[str] | None, typer.Option(help="a node that stays in float; may be given several times", metavar="NODE")
+    ] = None,
     min_int8_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="share of MACs that must run in INT8")] = 0.95,
+    min_agreement: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="one output (N, K): share of held-out samples with float's class")
+    ] = 0.9,
+    min_cosine: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="other outputs: mean cosine with float, each of them")
+    ] = 0.95,
+    metric: Annotated[
+        str | None, typer.Option(help="python:module:factory, in place of both; see docs/bring-your-own.md")
+    ] = None,
+    min_metric: Annotated[float, typer.Option(help="what your metric must reach")] = 0.0,
+    allow_code: Annotated[bool, typer.Option(help="let --metric run code of your own")] = False,
+    kit: Annotated[
+        bool, typer.Option("--kit", help="the target is not on this machine: write what its first run there needs")
+    ] = False,
     threads: Threads = 1,
+    option: Option = None,
     preset: Preset = "smoke",
     launches: Launches = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize any float ONNX model to INT8 for a target and prove it: lint, placement, latency, difference to float."""
     from pipeline.bring_your_own import quantize_model
+    from pipeline.learning.own_code import own_factory
+    from pipeline.onnx_ladder import Demands
 
     report = quantize_model(
         model,
         calibration,
         target=target,
-        options={"num_threads": threads},
+        options=_options(target, threads, option),
         out_dir=out,
         num_samples=num_samples,
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
         resize=resize,
-        min_int8_share=min_int8_share,
+        scheme=scheme,
+        demands=Demands(
+            method=method,
+            min_int8_share=min_int8_share,
+            min_agreement=min_agreement,
+            min_cosine=min_cosine,
+            metric=own_factory(metric, "--metric", allow_code=allow_code)() if metric else None,
+            min_metric=min_metric,
+            keep_float=tuple(keep_float or ()),
+        ),
+        kit=kit,
         preset=preset,
         launches=launches,
         progress=open_progress(),
@@ -198,6 +238,7 @@ def compile_(
     out: OutDir = Path("compiled"),
     precision: Annotated[str | None, typer.Option(help="int8, fp32 or bf16; by default what the graph holds")] = None,
     threads: Threads = 1,
+    option: Option = None,
     min_int8_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="for INT8: share of MACs that must run in it")
     ] = 0.95,
@@ -209,7 +250,7 @@ def compile_(
     report = compile_model(
         model,
         target=target,
-        options={"num_threads": threads},
+        options=_options(target, threads, option),
         out_dir=out,
         precision=precision,
         min_int8_share=min_int8_share,
@@ -224,6 +265,7 @@ def bench(
     target: TargetName = "onnxruntime-cpu",
     out: OutDir = Path("bench"),
     threads: Threads = 1,
+    option: Option = None,
     preset: Preset = "ci",
     launches: Launches = None,
     as_json: AsJson = False,
@@ -234,7 +276,7 @@ def bench(
     report = bench_model(
         model,
         target=target,
-        options={"num_threads": threads},
+        options=_options(target, threads, option),
         out_dir=out,
         preset=preset,
         launches=launches,
@@ -272,6 +314,22 @@ def report(
     from targets.base import read_json
 
     typer.echo(render_report(read_json(run_dir / "report" / "summary.json"), run_dir / "report"))
+
+
+def _options(target: str, threads: int, given: list[str] | None) -> dict[str, Any]:
+    """The target's options: its threads, where it has such a thing, and what was given as KEY=VALUE (YAML values)."""
+    import yaml
+
+    from targets import TARGETS
+
+    fields = getattr(TARGETS.get(target), "__dataclass_fields__", {})
+    options: dict[str, Any] = {"num_threads": threads} if "num_threads" in fields else {}
+    for text in given or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"--option {text}: not of the form KEY=VALUE")
+        options[key] = yaml.safe_load(value)
+    return options
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

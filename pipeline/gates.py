@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.recipe import BudgetConfig, TargetConfig
+from pipeline.recipe import BudgetConfig
 from targets.errors import BudgetError, EdgestillError, GateError, MeasurementError, TargetError
 
 ERROR_OF_GATE: Mapping[str, type[EdgestillError]] = {
@@ -18,6 +18,7 @@ ERROR_OF_GATE: Mapping[str, type[EdgestillError]] = {
     "compile": TargetError,
     "placement": TargetError,
     "accuracy": GateError,
+    "likeness": GateError,
     "faster than float": GateError,
 }
 
@@ -42,12 +43,12 @@ def lint_gate(findings: Sequence[Mapping[str, Any]]) -> Gate:
     return Gate(name="lint", passed=not errors, value=float(len(errors)), limit=0.0, detail=detail)
 
 
-def placement_gate(int8_share: float, config: TargetConfig) -> Gate:
+def placement_gate(int8_share: float, min_int8_share: float) -> Gate:
     return Gate(
         name="placement",
-        passed=int8_share >= config.min_int8_share,
+        passed=int8_share >= min_int8_share,
         value=int8_share,
-        limit=config.min_int8_share,
+        limit=min_int8_share,
         detail="share of multiply-accumulates that the runtime executes in INT8",
     )
 

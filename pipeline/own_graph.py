@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from pipeline.calibration import Calibration, Sample
-from pipeline.graphs.files import describe, export_graph, import_onnx, read_graph
+from pipeline.graphs.files import describe, export_graph, export_half, import_onnx, read_graph
 from targets.base import Exported
 from targets.errors import ModelError
 
@@ -23,8 +23,11 @@ def float_graph(model: Path) -> ir.Model:
     return graph
 
 
-def import_float(model: Path, calibration: Calibration, out_dir: Path) -> Exported:
-    """The float graph with every free axis but the batch pinned to the samples' size: so it is quantized and measured."""
+def import_float(model: Path, calibration: Calibration, out_dir: Path, *, half: bool = False) -> Exported:
+    """The float graph with every free axis but the batch pinned to the samples' size: so it is quantized and measured.
+
+    `half`: with its float16 twin, for a runtime that computes in the types that a graph is written in.
+    """
     graph = float_graph(model)
     for value in graph.graph.inputs:
         sample = calibration.samples[0].get(str(value.name))
@@ -33,9 +36,9 @@ def import_float(model: Path, calibration: Calibration, out_dir: Path) -> Export
                 size if isinstance(size, int) else given for size, given in zip(value.shape, sample.shape, strict=True)
             ]
             value.shape = ir.Shape([value.shape[0], *sizes[1:]])
-    return export_graph(
-        graph, describe(graph, name=model.stem, out_dir=out_dir, preprocessing=calibration.preprocessing)
-    )
+    exported = describe(graph, name=model.stem, out_dir=out_dir, preprocessing=calibration.preprocessing)
+    exported = export_graph(graph, exported)
+    return export_half(graph, exported) if half else exported
 
 
 def check_runs(floats: Exported, sample: Sample) -> None:
@@ -55,9 +58,9 @@ def check_runs(floats: Exported, sample: Sample) -> None:
         ) from None
 
 
-def import_fixed(model: Path, out_dir: Path) -> Exported:
+def import_fixed(model: Path, out_dir: Path, *, half: bool = False) -> Exported:
     """Anybody's graph as it is; one that leaves more than the batch free has no size to be proved or measured with."""
-    exported = import_onnx(model, name=model.stem, out_dir=out_dir)
+    exported = import_onnx(model, name=model.stem, out_dir=out_dir, half=half)
     for spec in exported.inputs:
         if None in spec.shape[1:]:
             raise ModelError(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.bring_your_own import Order, quantize_with
 from pipeline.calibration import NUM_HELD_OUT, divide, split_batches
+from pipeline.onnx_ladder import Demands
 from pipeline.progress import Progress, Quiet
 from pipeline.verb_reports import QuantizeReport
 from targets.base import Array
@@ -36,7 +37,8 @@ def quantize_module(
     options: Mapping[str, Any] | None = None,
     out_dir: Path,
     num_samples: int = 128,
-    min_int8_share: float = 0.95,
+    scheme: str | None = None,
+    demands: Demands | None = None,
     preset: str = "smoke",
     launches: int | None = None,
     progress: Progress | None = None,
@@ -55,7 +57,6 @@ def quantize_module(
         launches=launches,
         progress=progress or Quiet(),
         keep=(),
-        min_int8_share=min_int8_share,
     )
     arrays = _rows(calibration, _input_names(model), num_samples + NUM_HELD_OUT)
     samples = divide(
@@ -65,7 +66,7 @@ def quantize_module(
         path = Path(scratch) / f"{type(model).__name__}.onnx"
         with order.progress.task("export to ONNX"):
             _export(model, {name: torch.from_numpy(array[:1]) for name, array in arrays.items()}, path)
-        return quantize_with(path, samples, order)
+        return quantize_with(path, samples, order, scheme=scheme, demands=demands)
 
 
 def _input_names(model: nn.Module) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.schemes import scheme_of
 from targets import make_target
 from targets.errors import RecipeError
 
@@ -181,16 +182,19 @@ class DistillConfig(ModelConfig):
 
 
 class QuantizeConfig(Section):
-    """PTQ -> QAT; the first rung that passes the gate ships. `method: qat` forces QAT, `ptq` never trains."""
+    """The ladder PTQ -> equalization and bias correction -> QAT -> mixed precision: the first rung that passes the gate
+    ships. Another method ships its own rung, tried after those that it starts from: only ladder and qat train."""
 
-    method: Literal["ladder", "ptq", "qat"] = "ladder"
+    method: Literal["ladder", "ptq", "equalized", "qat", "mixed"] = "ladder"
     max_drop: Fraction = Field(0.005, description="gate: validation top-1 that may be lost against the float student")
     train: QatConfig = QatConfig()
     kd_weight: Fraction = Field(0.9, description="share of the float student's soft labels, T = 1")
     kernels: Literal["torch", "extension"] = Field(
         "torch", description="NNCF's fake-quantize kernels: reference, or compiled C++"
     )
-    controls: bool = Field(True, description="also report PTQ alone and an FP32 fine-tune of the same length")
+    controls: bool = Field(
+        True, description="beside QAT: PTQ alone, QAT without distillation, and an FP32 fine-tune of the same length"
+    )
 
 
 class BudgetConfig(Section):
@@ -208,7 +212,10 @@ class TargetConfig(Section):
     """One target device: what to compile for, where it runs, what it must keep to."""
 
     name: str
-    device: str = Field("local", description="local; later a name of devices.yaml or ssh://user@host")
+    scheme: str | None = Field(
+        None, description="what is trained, where not the target's own: portable is one graph for every runtime"
+    )
+    device: str = Field("local", description="local, or kit for one that is not connected; later also ssh://user@host")
     options: Arguments = Field(default_factory=dict)
     budget: BudgetConfig = BudgetConfig()
     min_int8_share: Fraction = Field(0.95, description="placement gate: share of MACs that must run in INT8")
@@ -256,9 +263,9 @@ class Recipe(Section):
                 raise ValueError(
                     "data.validation=0 leaves the ladder nothing to choose by: set quantize.method to ptq or qat"
                 )
-        names = [(target.name, target.device, str(target.options)) for target in self.targets]
+        names = [(target.name, target.device, target.scheme, str(target.options)) for target in self.targets]
         if len(set(names)) != len(names):
-            raise ValueError("targets: the same target stands there twice with the same device and options")
+            raise ValueError("targets: the same target stands there twice with the same device, scheme and options")
         return self
 
 
@@ -291,6 +298,8 @@ def parse_recipe(raw: Mapping[str, Any], origin: str) -> Recipe:
         raise RecipeError(f"{origin} nests values in themselves. Write them out.") from None
     for target in recipe.targets:
         make_target(target.name, target.options)  # refuses a name or an option that does not exist
+        if target.scheme is not None:
+            scheme_of(target.scheme)
     return recipe
 
 

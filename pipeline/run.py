@@ -1,6 +1,7 @@
 """The whole pipeline, read once, top to bottom: straight calls, and each finished stage is kept.
 
 data -> teacher -> student -> quantized -> exported -> scored -> compiled -> measured -> verdict -> bundle -> report
+A target whose device is not connected ends with a kit in place of what only the device can do.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.devices import Device, Local
-from pipeline.artifacts import Bundle, Measured, Report, TrainedModel, Verdict
+from benchmarks.pack import FIRST_RUN
+from pipeline.artifacts import Bundle, Kit, Measured, Report, TrainedModel, Verdict
 from pipeline.how import How
 from pipeline.progress import Progress, Quiet
 from pipeline.recipe import Recipe, TargetConfig, load_recipe
+from pipeline.schemes import dialect_of
 from pipeline.steps import Steps
 from pipeline.workspace import Stopped, Workspace
 from targets import make_target
@@ -24,13 +27,24 @@ from targets.errors import BudgetError, EdgestillError, GateError, MeasurementEr
 
 STAGES = (
     *("data", "teacher", "distill", "quantize", "export", "score"),
-    *("compile", "measure", "verdict", "bundle", "report"),
+    *("compile", "measure", "verdict", "bundle", "kit", "report"),
 )
+KIT = "kit"  # in place of a device: one that is not connected
 ERROR_OF_CODE = {error.exit_code: error for error in (GateError, BudgetError, TargetError, MeasurementError)}
 
 
-def pipeline(recipe: Recipe, workspace: Workspace, how: How) -> tuple[Report, dict[str, Verdict], dict[str, Bundle]]:
-    """From data to a report, and for each target a verdict and, where nothing forbids it, a bundle."""
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a whole run ends with, by the names of its targets."""
+
+    report: Report
+    verdicts: Mapping[str, Verdict]
+    bundles: Mapping[str, Bundle]
+    kits: Mapping[str, Kit]
+
+
+def pipeline(recipe: Recipe, workspace: Workspace, how: How) -> Finished:
+    """From data to a report, and for each target a verdict and, where nothing forbids it, a bundle; or a kit."""
     do = Steps(recipe, workspace, how)
     data = do.prepare_data()
     teacher = do.train_teacher(data)
@@ -40,15 +54,19 @@ def pipeline(recipe: Recipe, workspace: Workspace, how: How) -> tuple[Report, di
     measured: dict[str, Measured] = {}
     verdicts: dict[str, Verdict] = {}
     bundles: dict[str, Bundle] = {}
+    kits: dict[str, Kit] = {}
     for scheme, targets in by_scheme(recipe.targets):  # targets that share a scheme share one quantized student
         quantized[scheme] = do.quantize(scheme, data, student)
         scores = do.score(scheme, data, teacher, student, quantized[scheme])
         trained = {"teacher": teacher, "student": student, "quantized": quantized[scheme]}
         for name, target in targets:
-            device = device_of(target)
-            dialect = make_target(target.name, target.options).dialect
+            dialect = dialect_of(scheme, make_target(target.name, target.options).dialect)
             int8 = do.export_quantized(scheme, dialect, quantized[scheme], student, data)
-            onnx_scores = do.score_onnx(dialect, int8, data)
+            onnx_scores = do.score_onnx(scheme, dialect, int8, data)
+            if target.device == KIT:
+                kits[name] = do.kit(name, target, int8, floats["student"], onnx_scores, data)
+                continue
+            device = device_of(target)
             compiled = do.compile(name, target, int8, floats, device)
             measured[name] = do.measure(name, compiled, data, device)
             verdict = verdicts[name] = do.judge(
@@ -57,7 +75,7 @@ def pipeline(recipe: Recipe, workspace: Workspace, how: How) -> tuple[Report, di
             if verdict.info["exit"] is None:
                 bundles[name] = do.bundle(name, verdict, compiled, measured[name], data, trained)
     report = do.report(data, teacher, student, quantized, verdicts, measured)
-    return report, verdicts, bundles
+    return Finished(report=report, verdicts=verdicts, bundles=bundles, kits=kits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +87,7 @@ class RunResult:
     seconds: float
     report_path: Path | None = None
     bundles: Mapping[str, Path] = field(default_factory=dict)
+    kits: Mapping[str, Path] = field(default_factory=dict)
     shipped: Mapping[str, str] = field(default_factory=dict)
     summary: Mapping[str, Any] | None = None
     stopped: str | None = None
@@ -81,6 +100,7 @@ class RunResult:
             "seconds": round(self.seconds, 2),
             "report": str(self.report_path) if self.report_path else None,
             "bundles": {target: str(path) for target, path in self.bundles.items()},
+            "kits": {target: str(path) for target, path in self.kits.items()},
             "shipped": dict(self.shipped),
             "stopped": self.stopped,
             "error": str(self.failure) if self.failure else None,
@@ -96,6 +116,9 @@ class RunResult:
         lines = [*_aligned(headline_rows(self.summary)), "", verdict(self.summary)]
         lines += [f"{target}: {what}" for target, what in self.shipped.items()]
         lines += [f"bundle  {path}" for path in self.bundles.values()]
+        lines += [
+            f"kit     {path}, not compiled or measured here; on the device: {FIRST_RUN}" for path in self.kits.values()
+        ]
         return "\n".join([*lines, f"report  {self.report_path}", f"{built}, {self.seconds:.1f} s"])
 
 
@@ -132,21 +155,23 @@ def run_recipe(
     with workspace.locked():
         write_json(workspace.dir / "recipe.json", recipe.model_dump(mode="json"))
         try:
-            report, verdicts, bundles = pipeline(recipe, workspace, how)
+            done = pipeline(recipe, workspace, how)
         except Stopped as stop:
             seconds = time.monotonic() - begun_s
             return RunResult(run_dir=workspace.dir, built=tuple(workspace.built), seconds=seconds, stopped=str(stop))
-        report_dir = workspace.publish("report", report.dir)
-        paths = workspace.publish_all("bundles", {name: bundle.path for name, bundle in bundles.items()})
+        report_dir = workspace.publish("report", done.report.dir)
+        paths = workspace.publish_all("bundles", {name: bundle.path for name, bundle in done.bundles.items()})
+        kits = workspace.publish_all("kits", {name: kit.dir for name, kit in done.kits.items()})
     return RunResult(
         run_dir=workspace.dir,
         built=tuple(workspace.built),
         seconds=time.monotonic() - begun_s,
         report_path=report_dir / "index.html",
         bundles=paths,
-        shipped={name: f"{one.info['shipped']} ships: {one.info['why']}" for name, one in verdicts.items()},
-        summary=report.summary,
-        failure=_first_failure(verdicts),
+        kits=kits,
+        shipped={name: f"{one.info['shipped']} ships: {one.info['why']}" for name, one in done.verdicts.items()},
+        summary=done.report.summary,
+        failure=_first_failure(done.verdicts),
     )
 
 
@@ -157,15 +182,21 @@ def by_scheme(targets: Sequence[TargetConfig]) -> Iterator[tuple[str, list[tuple
     for target in targets:
         num_seen[target.name] = num_seen.get(target.name, 0) + 1
         name = target.name if num_seen[target.name] == 1 else f"{target.name}-{num_seen[target.name]}"
-        groups.setdefault(make_target(target.name, target.options).scheme, []).append((name, target))
+        scheme = target.scheme or make_target(target.name, target.options).scheme
+        groups.setdefault(scheme, []).append((name, target))
     yield from groups.items()
 
 
 def check_targets(targets: Sequence[TargetConfig]) -> None:
-    """Raise RecipeError for a target, an option or a device that does not exist, before anything is trained for it."""
+    """Raise RecipeError for a target, an option or a device that does not exist, and TargetError for a runtime that is not
+    installed here, before anything is trained for it."""
     for target in targets:
-        make_target(target.name, target.options)
-        device_of(target)
+        runtime = make_target(target.name, target.options)
+        if target.device != KIT and (missing := runtime.missing()) is not None:
+            raise TargetError(
+                f"target '{target.name}' is not installed on {device_of(target).name}. Install it: {missing};\n"
+                f"or write a kit for a device that has it: device: {KIT}."
+            )
 
 
 def device_of(target: TargetConfig) -> Device:
@@ -173,7 +204,7 @@ def device_of(target: TargetConfig) -> Device:
     if target.device != "local":
         raise RecipeError(
             f"target '{target.name}': device '{target.device}' is not known; this version drives this machine only. "
-            "Set device: local."
+            f"Set device: local, or {KIT} for a device that is not connected."
         )
     return Local()
 

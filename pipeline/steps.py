@@ -19,6 +19,7 @@ from pipeline.artifacts import (
     Bundle,
     CompiledArms,
     ExportedModel,
+    Kit,
     Measured,
     PreparedData,
     Report,
@@ -110,7 +111,7 @@ class Steps:
     ) -> ExportedModel:
         return self.workspace.build(
             ExportedModel,
-            f"export-int8-{dialect}",
+            f"export-{scheme}-{dialect}",
             {"scheme": scheme, "dialect": dialect},
             [quantized, student, data],
             lambda out: stages.export.export_student_int8(scheme, dialect, quantized, student, data, out, self.how),
@@ -129,10 +130,10 @@ class Steps:
             module="pipeline.stages.score",
         )
 
-    def score_onnx(self, dialect: str, int8: ExportedModel, data: PreparedData) -> Scores:
+    def score_onnx(self, scheme: str, dialect: str, int8: ExportedModel, data: PreparedData) -> Scores:
         return self.workspace.build(
             Scores,
-            f"score-onnx-{dialect}",
+            f"score-onnx-{scheme}-{dialect}",
             {},
             [int8, data],
             lambda out: stages.score.score_onnx(int8, data, out, self.how),
@@ -187,6 +188,24 @@ class Steps:
                 target, self.recipe.gate, data, models, scores, compiled, measured, out, self.how
             ),
             module="pipeline.stages.verdict",
+        )
+
+    def kit(
+        self,
+        name: str,
+        target: TargetConfig,
+        int8: ExportedModel,
+        floats: ExportedModel,
+        onnx_scores: Scores,
+        data: PreparedData,
+    ) -> Kit:
+        return self.workspace.build(
+            Kit,
+            f"kit-{name}",
+            {"target": _plain(target)},
+            [int8, floats, onnx_scores, data],
+            lambda out: stages.kit.kit_of_run(target, int8, floats, onnx_scores, data, out),
+            module="pipeline.stages.kit",
         )
 
     def bundle(

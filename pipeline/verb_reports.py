@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.device.record import Record
+from pipeline.differences import OutputDifference
 from targets.base import Placement
 from targets.errors import EdgestillError
 from targets.lint import Finding
-
-if TYPE_CHECKING:
-    from pipeline.stages.quantize_onnx import OutputDifference
 
 MIB = 2**20
 SCHEMA_VERSION = 1
@@ -76,13 +74,17 @@ class QuantizeReport:
     out_dir: Path
     model: str
     target: str
+    scheme: str
+    dialect: str
     preset: str
     num_calibration: int
     num_held_out: int
     calibration: str
     notes: tuple[str, ...]
+    rungs: tuple[Mapping[str, Any], ...]
     findings: tuple[Finding, ...]
     differences: tuple[OutputDifference, ...]
+    rewrites: tuple[Mapping[str, Any], ...]
     placement: Placement | None
     rows: tuple[Row, ...]
     ships: str | None
@@ -94,10 +96,17 @@ class QuantizeReport:
 
     def text(self) -> str:
         compared = "held-out samples" if self.num_held_out else "the calibration samples themselves: none was left over"
-        lines = [f"{self.model} for {self.target}", f"calibration  {self.num_calibration} samples; {self.calibration}"]
+        head = f"{self.model} for {self.target}, scheme {self.scheme}, dialect {self.dialect}"
+        lines = [head, f"calibration  {self.num_calibration} samples; {self.calibration}"]
         lines += [f"note         {note}" for note in self.notes]
-        lines += [*_finding_lines(self.findings), *_placement_lines(self.placement), ""]
-        lines += [f"INT8 graph against float, {compared}", *table([_difference_cells(one) for one in self.differences])]
+        lines += [_rung_line(rung) for rung in self.rungs]
+        lines += [*map(_rewrite_line, self.rewrites), *_finding_lines(self.findings)]
+        lines += [
+            *_placement_lines(self.placement),
+            "",
+            f"what moved, hop by hop, on {compared}",
+            *table([_difference_cells(one) for one in self.differences]),
+        ]
         lines += ["", *_measured_lines(self.rows, self.preset)] if self.rows else []
         return "\n".join([*lines, "", self.why, f"written to {self.out_dir}"])
 
@@ -203,6 +212,18 @@ def _finding_lines(findings: Sequence[Finding], limit: int | None = NUM_NAMED) -
     return [*shown, *([f"lint         and {more} more findings"] if more else [])]
 
 
+def _rung_line(rung: Mapping[str, Any]) -> str:
+    gates = "; ".join(f"{gate['name']} {'passed' if gate['passed'] else 'missed'}" for gate in rung["gates"])
+    left = f"; left in float: {', '.join(rung['left_in_float'])}" if rung["left_in_float"] else ""
+    return f"rung         {rung['rung']}: {gates}{left}"
+
+
+def _rewrite_line(proof: Mapping[str, Any]) -> str:
+    claim = "exact" if proof["exact"] else "rounds"
+    moved = f"max |delta| {proof['max_abs_delta']:.3g} ({proof['share_of_range']:.2%} of the range)"
+    return f"rewrite      {proof['rewrite']}: {proof['num_changes']} places, {claim}, {moved}"
+
+
 def _placement_lines(placement: Placement | None) -> list[str]:
     if placement is None:
         return []
@@ -218,11 +239,14 @@ def _placement_lines(placement: Placement | None) -> list[str]:
 
 def _difference_cells(difference: OutputDifference) -> dict[str, str]:
     return {
+        "hop": difference.hop,
+        "against": difference.against,
         "output": difference.name,
         "n": str(difference.num_samples),
         "cosine mean": f"{difference.cosine_mean:.5f}",
         "cosine min": f"{difference.cosine_min:.5f}",
         "max |delta|": f"{difference.max_abs_delta:.4g}",
+        "same class": _cell(difference.agreement, ".1%"),
     }
 
 

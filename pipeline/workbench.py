@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.devices import Device, Local, run_program
 from benchmarks.pack import PROGRAM, pack_device_program
 from targets import make_target
-from targets.base import Exported, Placement, read_json
+from targets.base import Array, CompiledModel, Exported, Placement, read_json
 from targets.errors import IntegrityError, RecipeError, TargetError
 
 REPORT_FILE = "report.json"
@@ -55,6 +58,22 @@ class Workbench:
     def placement(self, compiled_dir: Path) -> Placement:
         argv = ["placement", "--compiled", self.device.put(compiled_dir)]
         return Placement.from_json(run_program(self.device, self.program, argv))
+
+    def answers(self, compiled_dir: Path, samples: Sequence[Mapping[str, Array]]) -> dict[str, list[Array]]:
+        """What a compiled model answers there to samples of any form: output -> one array a sample."""
+        inputs = [spec.name for spec in CompiledModel.load(compiled_dir).inputs]
+        with tempfile.TemporaryDirectory() as folder:
+            sent, got = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
+            arrays = {f"{i}_{s}": sample[name] for s, sample in enumerate(samples) for i, name in enumerate(inputs)}
+            np.savez(sent, allow_pickle=False, **arrays)
+            there = f"{self.device.scratch(Path(folder))}/{got.name}"
+            argv = ["answer", "--compiled", self.device.put(compiled_dir), "--inputs", self.device.put(sent)]
+            told = run_program(self.device, self.program, [*argv, "--out", there])
+            self.device.get(there, got)
+            with np.load(got, allow_pickle=False) as archive:
+                return {
+                    name: [archive[f"{i}_{s}"] for s in range(len(samples))] for i, name in enumerate(told["outputs"])
+                }
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Dialects: the list of exact rewrites that each runtime wants before it runs a Q/DQ graph in INT8.
 
-The scheme (what was trained) is one for all; ONNX Runtime on x86 wants one unsigned type all over, OpenVINO takes the
-graph as it was exported. Reads and changes an `onnx_ir.Model`.
+ONNX Runtime on x86 wants one unsigned type all over, OpenVINO takes the graph as it was exported, TensorRT wants int8 with
+zero point 0 and a float bias; `portable` is what all of them take. Reads and changes an `onnx_ir.Model`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from pipeline.graphs import rewrites
+from pipeline.graphs import batchnorm, rewrites
 from targets.errors import ModelError
 
 Rewrite = Callable[[ir.Model], int]
@@ -21,6 +21,7 @@ CLEAN: tuple[Rewrite, ...] = (
     rewrites.fold_constants,
     rewrites.fold_padding,
     rewrites.integer_weights,
+    batchnorm.fold_batchnorm,
 )
 
 DIALECTS: dict[str, tuple[Rewrite, ...]] = {
@@ -34,13 +35,20 @@ DIALECTS: dict[str, tuple[Rewrite, ...]] = {
         rewrites.integer_bias,
         rewrites.tidy,
     ),
+    "tensorrt": (*CLEAN, rewrites.signed_activations, rewrites.float_bias, rewrites.tidy),
+    "portable": (*CLEAN, rewrites.signed_activations, rewrites.sink_dequantize, rewrites.tidy),
 }
 
 
-def apply_dialect(model: ir.Model, dialect: str) -> int:
-    """Rewrite `model` in place; returns the number of changes. Raises ModelError for a dialect that nobody speaks."""
+def rewrites_of(dialect: str) -> tuple[Rewrite, ...]:
+    """The rewrites in their order. Raises ModelError for a dialect that nobody speaks."""
     if dialect not in DIALECTS:
         near = difflib.get_close_matches(dialect, DIALECTS, n=1)
         advice = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(DIALECTS)}."
         raise ModelError(f"dialect '{dialect}': no target speaks it. {advice}")
-    return sum(rewrite(model) for rewrite in DIALECTS[dialect])
+    return DIALECTS[dialect]
+
+
+def apply_dialect(model: ir.Model, dialect: str) -> int:
+    """Rewrite `model` in place; returns the number of changes. Raises ModelError as `rewrites_of`."""
+    return sum(rewrite(model) for rewrite in rewrites_of(dialect))

@@ -6,6 +6,7 @@ Reads and writes .onnx (external data beside it as <file>.data), ranges.json and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from pipeline.graphs.half import to_half
 from pipeline.graphs.rewrites import constant, quantizer_of
 from targets.base import Exported, Preprocessing, TensorSpec, write_json
 from targets.errors import ModelError
 
-MODEL_FILE, RANGES_FILE = "model.onnx", "ranges.json"
+MODEL_FILE, HALF_FILE, RANGES_FILE = "model.onnx", "model.fp16.onnx", "ranges.json"
+HALF_DIALECTS = frozenset({"tensorrt"})  # whose runtime computes in the types that the graph is written in
 INLINE_BYTES = 1 << 30  # protobuf ends at 2 GiB; larger weights lie beside the file
 DTYPES = frozenset(
     {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"}
@@ -103,13 +106,27 @@ def export_graph(model: ir.Model, exported: Exported) -> Exported:
     return exported
 
 
-def import_onnx(path: Path, *, name: str, out_dir: Path, preprocessing: Preprocessing | None = None) -> Exported:
+def export_half(model: ir.Model, exported: Exported) -> Exported:
+    """Write the float16 twin beside the graph; a graph that has none says why in `half_note`."""
+    try:
+        write_graph(to_half(model), exported.directory / HALF_FILE)
+        exported = replace(exported, half_path=HALF_FILE)
+    except ModelError as error:
+        exported = replace(exported, half_note=str(error))
+    exported.save()
+    return exported
+
+
+def import_onnx(
+    path: Path, *, name: str, out_dir: Path, preprocessing: Preprocessing | None = None, half: bool = False
+) -> Exported:
     """Take anybody's ONNX file as it is, float or Q/DQ: the front door of compile and bench. Raises ModelError."""
     model = read_graph(path)
     quantized = any(node.op_type == "QuantizeLinear" for node in model.graph)
     scheme = "as given" if quantized else None
     exported = describe(model, name=name, out_dir=out_dir, scheme=scheme, preprocessing=preprocessing)
-    return export_graph(model, exported)
+    exported = export_graph(model, exported)
+    return export_half(model, exported) if half else exported
 
 
 def ranges(model: ir.Model) -> dict[str, dict[str, Any]]:

@@ -164,19 +164,30 @@ def unsigned_activations(model: ir.Model) -> int:
 
     ONNX Runtime makes a QLinearConv (QLinearAdd) only where input and output have one type.
     """
+    return _shift_zero_points(model, np.int8(0), np.uint8(128))
+
+
+def signed_activations(model: ir.Model) -> int:
+    """uint8 activations with zero point 128 become int8 with 0: the way back, for TensorRT, which takes no uint8."""
+    return _shift_zero_points(model, np.uint8(128), np.int8(0))
+
+
+def _shift_zero_points(model: ir.Model, old: np.int8 | np.uint8, new: np.int8 | np.uint8) -> int:
     num_changed = 0
     for node in _nodes(model, "QuantizeLinear"):
         quantizer, readers = quantizer_of(node), node.outputs[0].consumers()
-        if quantizer is None or quantizer.dtype != np.int8 or not quantizer.per_tensor or quantizer.zero_point.any():
+        if quantizer is None or quantizer.dtype != old.dtype or not quantizer.per_tensor:
             continue
-        if constant(node.inputs[0]) is not None or not readers or node.outputs[0].is_graph_output():
+        if np.any(quantizer.zero_point != old) or constant(node.inputs[0]) is not None:
+            continue
+        if not readers or node.outputs[0].is_graph_output():
             continue
         if any(reader.op_type != "DequantizeLinear" for reader in readers):
             continue
-        middle = add_initializer(model.graph, "zero_point_128", np.array(128, dtype=np.uint8))
+        zero_point = add_initializer(model.graph, f"zero_point_{new}", np.array(new))
         for linear in (node, *readers):
-            _set_zero_point(linear, middle)
-        node.outputs[0].dtype = ir.DataType.UINT8
+            set_zero_point(linear, zero_point)
+        node.outputs[0].dtype = ir.DataType.from_numpy(new.dtype)
         num_changed += 1
     return num_changed
 
@@ -233,6 +244,20 @@ def integer_bias(model: ir.Model) -> int:
         )
         model.graph.insert_before(node, dequantize)
         node.replace_input_with(2, dequantize.outputs[0])
+        num_changed += 1
+    return num_changed
+
+
+def float_bias(model: ir.Model) -> int:
+    """An int32 bias behind a DequantizeLinear becomes the floats that it stands for: TensorRT takes no other."""
+    num_changed = 0
+    for node in _nodes(model, "DequantizeLinear"):
+        integers, quantizer = constant(node.inputs[0]), quantizer_of(node)
+        if integers is None or quantizer is None or integers.dtype != np.int32:
+            continue
+        values = (integers.astype(np.float64) * quantizer.scale.reshape(-1)).astype(np.float32).reshape(integers.shape)
+        _replace(model.graph, node.outputs[0], add_initializer(model.graph, f"{node.outputs[0].name}_float", values))
+        model.graph.remove(node, safe=True)
         num_changed += 1
     return num_changed
 
@@ -340,7 +365,8 @@ def _dequantized(value: ir.Value | None) -> Quantizer | None:
     return quantizer_of(producer) if producer is not None and producer.op_type == "DequantizeLinear" else None
 
 
-def _set_zero_point(linear: ir.Node, zero_point: ir.Value) -> None:
+def set_zero_point(linear: ir.Node, zero_point: ir.Value) -> None:
+    """Give a Q or DQ another zero point, also where it had none."""
     if len(linear.inputs) < 3:
         linear.resize_inputs(3)
     linear.replace_input_with(2, zero_point)

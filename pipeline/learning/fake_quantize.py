@@ -1,8 +1,8 @@
 """Quantizers in a torch model or an ONNX graph: ranges from calibration samples; save, reload, strip for export.
 
-NNCF does the work. The scheme "cpu-int8": activations per-tensor and symmetric, unsigned where they are never negative;
-weights int8, symmetric, per output channel. Writes and reads model.safetensors and fake_quantize.json. NNCF's telemetry
-is off, its progress bars and its notes are silent: the caller reports.
+NNCF does the work; what pipeline/schemes.py wants otherwise is changed on its result, before anything is trained: signed
+activations (NNCF refuses to be told), and one quantizer less at a residual addition. Writes and reads model.safetensors and
+fake_quantize.json. NNCF's telemetry is off, its progress bars and its notes are silent: the caller reports.
 """
 
 from __future__ import annotations
@@ -23,10 +23,18 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from pipeline.graphs.branches import Branch, depths, main_branch
+from pipeline.graphs.schemes import apply_scheme
+from pipeline.schemes import scheme_of
 from targets.base import read_json, write_json
 from targets.errors import IntegrityError, ModelError
 
-SCHEME = "cpu-int8"
+PRODUCTS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
+ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__"})
+HANDS_ON = frozenset(
+    {"max_pool2d", "flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "dropout"}
+)
+HOOKS = "__nncf_hooks."  # before a hook's name, where the names of NNCF's graph have one
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "fake_quantize.json"
 Kernels = Literal["torch", "extension"]
 
@@ -54,29 +62,51 @@ def kernels_in_use() -> Kernels | None:
     return "extension" if isinstance(functions, ModuleType) else "torch"
 
 
-def insert_fake_quantizers(model: nn.Module, calibration_batches: Iterable[Tensor], example: Tensor) -> nn.Module:
-    """A copy of `model` with quantizers whose ranges come from the calibration batches; ready to be trained on.
+def insert_fake_quantizers(
+    model: nn.Module,
+    calibration_batches: Iterable[Tensor],
+    example: Tensor,
+    scheme: str = "cpu-int8",
+    *,
+    ignored: Sequence[str] = (),
+    accurate_bias: bool = False,
+) -> nn.Module:
+    """A copy of `model` with the scheme's quantizers, ranges from the calibration batches; ready to be trained on.
 
     `model` is BatchNorm-folded and takes what the batches hold, (N, C, H, W) normalised floats; `example` is one such
-    batch. Raises ModelError if there is nothing to calibrate with, or NNCF cannot follow the model.
+    batch; `ignored` are names of NNCF's graph that stay in float. Raises ModelError if there is nothing to calibrate with,
+    or NNCF cannot follow the model.
     """
+    wanted = scheme_of(scheme)
     batches = calibration_batches if isinstance(calibration_batches, Sized) else list(calibration_batches)
     if len(batches) == 0:
         raise ModelError("calibration got no batch: ranges cannot be set. Give at least one batch of training samples.")
     _pin_if_open()
-    quantized: nn.Module = _quantize(model.eval(), batches)
+    quantized: nn.Module = _quantize(model.eval(), batches, ignored, accurate_bias)
     with _quiet(), torch.no_grad():
+        if wanted.signed:
+            _make_signed(quantized)
+        if not wanted.both_branches:
+            _free_main_branches(quantized, example)
         quantized(example)
     return quantized
 
 
-def quantize_graph(proto: onnx.ModelProto, samples: Sequence[Mapping[str, Any]]) -> onnx.ModelProto:
-    """The same scheme on a float ONNX graph: Q/DQ pairs with ranges from the samples. Raises ModelError."""
-    quantized: onnx.ModelProto = _quantize(proto, samples)
-    return quantized
+def quantize_graph(
+    proto: onnx.ModelProto,
+    samples: Sequence[Mapping[str, Any]],
+    scheme: str = "cpu-int8",
+    *,
+    ignored: Sequence[str] = (),
+    accurate_bias: bool = False,
+) -> onnx.ModelProto:
+    """The same on a float ONNX graph: Q/DQ pairs with ranges from the samples; `ignored` are node names. Raises ModelError."""
+    wanted = scheme_of(scheme)
+    quantized: onnx.ModelProto = _quantize(proto, samples, ignored, accurate_bias)
+    return apply_scheme(quantized, wanted)
 
 
-def _quantize(model: Any, batches: Any) -> Any:
+def _quantize(model: Any, batches: Any, ignored: Sequence[str], accurate_bias: bool) -> Any:
     nncf = _nncf()
     from nncf.common.quantization.structs import QuantizationScheme
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
@@ -89,6 +119,8 @@ def _quantize(model: Any, batches: Any) -> Any:
                 nncf.Dataset(batches),
                 preset=nncf.QuantizationPreset.PERFORMANCE,
                 subset_size=len(batches),
+                fast_bias_correction=not accurate_bias,
+                ignored_scope=nncf.IgnoredScope(names=list(ignored)) if ignored else None,
                 advanced_parameters=AdvancedQuantizationParameters(activations_quantization_params=activations),
             )
     except (nncf.ValidationError, nncf.InternalError, nncf.UnsupportedModelError, RuntimeError) as error:
@@ -96,6 +128,50 @@ def _quantize(model: Any, batches: Any) -> Any:
             f"{type(model).__name__} cannot be quantized: {_first_line(error)}. "
             "Use operators that the quantizer knows, and fold BatchNorm first."
         ) from None
+
+
+def _make_signed(quantized: nn.Module) -> None:
+    """Signed levels around the range that calibration found: the step of what is never negative doubles."""
+    from nncf.torch.quantization.layers import SymmetricQuantizer
+
+    for module in quantized.modules():
+        if isinstance(module, SymmetricQuantizer):
+            module.signed = True
+
+
+def _free_main_branches(quantized: nn.Module, example: Tensor) -> None:
+    """Take the quantizer off the main branch of each residual addition, so that Conv + Add can be one kernel."""
+    from nncf.torch.function_hook.hook_storage import RemovableHookHandle
+    from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
+    from nncf.torch.function_hook.wrapper import get_hook_storage
+
+    graph, storage = build_nncf_graph(quantized, example), get_hook_storage(quantized)
+    nodes = graph.topological_sort()
+    depth = depths({node.node_name: [one.node_name for one in graph.get_previous_nodes(node)] for node in nodes})
+    for addition in nodes:
+        if addition.node_type in ADDITIONS and (main := main_branch(_branches(graph, addition), depth)) is not None:
+            kind, _, hook = main.quantizer.partition(".")
+            RemovableHookHandle(getattr(storage, kind), *hook.rsplit(".", 1)).remove()
+
+
+def _branches(graph: Any, addition: Any) -> list[Branch]:
+    """The quantized inputs of an addition; a quantizer goes by the name of its hook, which its scale carries."""
+    return [branch for node in graph.get_previous_nodes(addition) if (branch := _branch(graph, node)) is not None]
+
+
+def _branch(graph: Any, node: Any) -> Branch | None:
+    """None for an input that nothing quantizes; a pool or a reshape hands on what was quantized before it."""
+    before = graph.get_previous_nodes(node)
+    if node.node_type in HANDS_ON and len(before) == 1:
+        behind = _branch(graph, before[0])
+        return behind and Branch(quantizer=behind.quantizer, source=node.node_name, fusible=False)
+    scales = [one.node_name for one in before if one.node_name.startswith(HOOKS)]
+    sources = [one for one in before if not one.node_name.startswith(HOOKS)]
+    if node.node_type != "symmetric_quantize" or not scales or len(sources) != 1:
+        return None
+    alone = len(graph.get_next_nodes(node)) == 1 and len(graph.get_next_nodes(sources[0])) == 1
+    hook = scales[0].removeprefix(HOOKS).rpartition(".")[0]
+    return Branch(quantizer=hook, source=sources[0].node_name, fusible=alone and sources[0].node_type in PRODUCTS)
 
 
 def strip_fake_quantizers(model: nn.Module, example: Tensor) -> nn.Module:
@@ -106,14 +182,14 @@ def strip_fake_quantizers(model: nn.Module, example: Tensor) -> nn.Module:
     return stripped.eval()
 
 
-def save_quantized(model: nn.Module, directory: Path, *, example: Tensor) -> None:
+def save_quantized(model: nn.Module, directory: Path, *, example: Tensor, scheme: str = "cpu-int8") -> None:
     """Write the weights with the quantizers' scales, where the quantizers stand, and the shape they were made for."""
     _nncf()
     from nncf.torch import get_config
 
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     safetensors.torch.save_file(tensors, directory / WEIGHTS_FILE)
-    description = {"scheme": SCHEME, "example_shape": list(example.shape), "nncf": get_config(model)}
+    description = {"scheme": scheme, "example_shape": list(example.shape), "nncf": get_config(model)}
     write_json(directory / CONFIG_FILE, description)
 
 

@@ -1,7 +1,8 @@
 """Stage 4, export: a torch model becomes an ONNX graph that takes uint8 pixels, in the dialect of a target's runtime.
 
 Reads a torch model (float, or quantized and stripped) that does its own normalisation. Writes model.onnx, exported.json
-and, for a quantized one, ranges.json (tensor -> scale, zero_point, dtype, axis). Input "image" (N, C, H, W) uint8 with a
+and, for a quantized one, ranges.json (tensor -> scale, zero_point, dtype, axis) and rewrites.json (each rewrite of the
+dialect, and by how much it moved the logits of real samples). Input "image" (N, C, H, W) uint8 with a
 free batch, output "logits" (N, K) float32.
 """
 
@@ -10,24 +11,29 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
 from torch import nn
 
 from pipeline.artifacts import PreparedData, TrainedModel
-from pipeline.graphs.dialects import apply_dialect
-from pipeline.graphs.files import describe, export_graph
+from pipeline.graphs.files import HALF_DIALECTS, describe, export_graph, export_half
+from pipeline.graphs.proof import REWRITES_FILE, apply_proved
 from pipeline.graphs.rewrites import fold_constants, tidy
 from pipeline.how import How
+from pipeline.learning.data import Data
 from pipeline.learning.deployed import float_model, on_pixels, preprocessing_of, quantized_model
 from pipeline.learning.fake_quantize import strip_fake_quantizers
 from pipeline.learning.trained import open_data
-from targets.base import Exported, Preprocessing
+from targets.base import Array, Exported, Preprocessing, write_json
 from targets.errors import ModelError
 
+INPUT, OUTPUT = "image", "logits"
+NUM_PROOF_SAMPLES = 8
 OPSET = 17  # the newest that the tracing exporter writes without a detour and that all our runtimes read
 
 
@@ -65,7 +71,16 @@ def export_student_int8(
         example_shape=shape,
         preprocessing=preprocessing_of(prepared),
         out_dir=out_dir,
+        pixels_NCHW=_calibration_pixels(data, NUM_PROOF_SAMPLES),
     )
+
+
+def _calibration_pixels(data: Data, num_samples: int) -> Array:
+    """uint8 (N, C, H, W): the first calibration samples as the graph takes them, out of the batches that learning reads."""
+    x_NCHW = next(iter(data.plain_batches("calibration", batch_size=num_samples))).x_NCHW
+    mean, std = (torch.tensor(values, device=x_NCHW.device).view(-1, 1, 1) for values in (data.mean, data.std))
+    pixels: Array = ((x_NCHW * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return pixels
 
 
 def _file_name(trained: TrainedModel) -> str:
@@ -81,7 +96,10 @@ def export_float(
     tidy(graph)
     fold_constants(graph)
     tidy(graph)
-    return export_graph(graph, describe(graph, name=name, out_dir=out_dir, preprocessing=preprocessing, layout="NCHW"))
+    exported = export_graph(
+        graph, describe(graph, name=name, out_dir=out_dir, preprocessing=preprocessing, layout="NCHW")
+    )
+    return export_half(graph, exported)
 
 
 def export_quantized(
@@ -93,10 +111,15 @@ def export_quantized(
     example_shape: Sequence[int],
     preprocessing: Preprocessing,
     out_dir: Path,
+    pixels_NCHW: Array,
 ) -> Exported:
-    """Export a stripped quantized model on pixels and rewrite it exactly for `dialect`. Raises ModelError."""
+    """Export a stripped quantized model on pixels and rewrite it exactly for `dialect`, proved on `pixels_NCHW` (uint8).
+
+    Raises ModelError.
+    """
     graph = trace(stripped_model, example_shape)
-    apply_dialect(graph, dialect)
+    samples = [{INPUT: np.ascontiguousarray(pixels_NCHW[i : i + 1])} for i in range(len(pixels_NCHW))]
+    proofs = apply_proved(graph, dialect, samples)
     exported = describe(
         graph,
         name=name,
@@ -108,7 +131,11 @@ def export_quantized(
     )
     if not any(node.op_type == "QuantizeLinear" for node in graph.graph):
         raise ModelError(f"{name} has no quantizer in its graph. Insert them, train, strip, then export.")
-    return export_graph(graph, exported)
+    exported = export_graph(graph, exported)
+    if dialect in HALF_DIALECTS:
+        exported = export_half(graph, exported)
+    write_json(out_dir / REWRITES_FILE, [asdict(proof) for proof in proofs])
+    return exported
 
 
 def trace(model: nn.Module, example_shape: Sequence[int]) -> ir.Model:
@@ -127,9 +154,9 @@ def trace(model: nn.Module, example_shape: Sequence[int]) -> ir.Model:
                 buffer,  # type: ignore[arg-type]  # the tracing exporter takes a file-like object too
                 dynamo=False,
                 opset_version=OPSET,
-                input_names=["image"],
-                output_names=["logits"],
-                dynamic_axes={"image": {0: "N"}, "logits": {0: "N"}},
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}},
             )
     except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
         reason = " ".join(str(error).split())[:200]

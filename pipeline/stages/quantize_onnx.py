@@ -1,16 +1,16 @@
 """Post-training quantization of anybody's float ONNX graph: any number of inputs and outputs, no labels, no teacher.
 
-Reads an ONNX file and calibration samples. Writes model.onnx, ranges.json and exported.json. The way: ONNX Runtime's
-basic optimizations fold BatchNorm, padding and constants; NNCF sets the ranges of the same scheme that the torch path
-trains; the dialect rewrites for the runtime. onnxruntime's own quantize_static reached the same placement with lower
-agreement (EfficientNet-Lite0, mean cosine of the logits 0.990 against 0.993), so there is one path.
+Reads an ONNX file and calibration samples. Writes model.onnx, ranges.json, rewrites.json and exported.json. The way: ONNX
+Runtime's basic optimizations fold BatchNorm, padding and constants; NNCF sets the ranges of the same scheme that the torch
+path trains; the dialect rewrites for the runtime, proved equal on samples. onnxruntime's own quantize_static reached the same
+placement with lower agreement (EfficientNet-Lite0, mean cosine of the logits 0.990 against 0.993), so there is one path.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +19,18 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from pipeline.graphs.dialects import apply_dialect
-from pipeline.graphs.files import describe, export_graph, read_graph
-from pipeline.learning.fake_quantize import SCHEME, quantize_graph
-from targets.base import Exported, Preprocessing, TensorSpec
+from pipeline.graphs.activations import check_activations, check_names, name_nodes
+from pipeline.graphs.equalization import equalize
+from pipeline.graphs.files import HALF_DIALECTS, describe, export_graph, export_half, read_graph
+from pipeline.graphs.proof import REWRITES_FILE, apply_proved
+from pipeline.learning.fake_quantize import quantize_graph
+from pipeline.schemes import scheme_of
+from targets.base import Exported, Preprocessing, TensorSpec, write_json
 from targets.errors import DataError, ModelError
 
 Sample = Mapping[str, npt.NDArray[Any]]
 OLDEST_OPSET, OPSET = 13, 17  # per-channel Q/DQ begins with 13
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputDifference:
-    """How far one output moved. Cosines are a sample's, between flattened outputs; 1.0 if both are all zeros."""
-
-    name: str
-    num_samples: int
-    cosine_mean: float
-    cosine_min: float
-    max_abs_delta: float
+NUM_PROOF_SAMPLES = 4  # each rewrite is proved on them, node by node, which is slow
 
 
 def quantize_onnx(
@@ -49,72 +42,63 @@ def quantize_onnx(
     out_dir: Path,
     name: str | None = None,
     preprocessing: Preprocessing | None = None,
+    equalized: bool = False,
+    keep_float: Sequence[str] = (),
 ) -> Exported:
     """Quantize a float ONNX file for a scheme and a dialect; each sample maps every input's name to its array.
 
-    Raises ModelError (not ONNX, weights missing, quantized already, types or operators that cannot be) and DataError
-    (no samples, wrong names, shapes, types, or values that are no numbers).
+    `equalized`: cross-layer equalization before, and the accurate bias correction in place of the fast one. `keep_float`:
+    nodes that stay in float. Raises ModelError (not ONNX, weights missing, quantized already, types or operators that cannot
+    be) and DataError (no samples, wrong names, shapes, types, or values that are no numbers).
     """
-    if scheme != SCHEME:
-        raise ModelError(
-            f"scheme '{scheme}': ONNX graphs are quantized for '{SCHEME}' only. Take a target of that scheme."
-        )
-    graph = read_graph(model_path)
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.graph):
-        raise ModelError(f"{model_path} is quantized already. Compile it as it is, or give the float model.")
+    floats, samples = prepare(model_path, calibration)
+    quantized = quantize_prepared(floats, samples, scheme, equalized=equalized, keep_float=keep_float)
+    proofs = apply_proved(quantized, dialect, samples[:NUM_PROOF_SAMPLES])
     title = name or model_path.stem
-    specs = describe(graph, name=title, out_dir=out_dir).inputs
-    samples = [_checked(sample, specs, number) for number, sample in enumerate(calibration)]
-    if not samples:
-        raise DataError("calibration holds no sample: ranges cannot be set. Give some hundred real inputs.")
-    quantized = ir.from_proto(quantize_graph(_optimized(graph, model_path), samples))
-    apply_dialect(quantized, dialect)
-    if not any(node.op_type == "QuantizeLinear" for node in quantized.graph):
-        raise ModelError(f"{model_path} has no convolution or matrix product with constant weights. Leave it in float.")
     exported = describe(
         quantized, name=title, out_dir=out_dir, scheme=scheme, dialect=dialect, preprocessing=preprocessing
     )
-    return export_graph(quantized, exported)
+    exported = export_graph(quantized, exported)
+    if dialect in HALF_DIALECTS:
+        exported = export_half(quantized, exported)
+    write_json(out_dir / REWRITES_FILE, [asdict(proof) for proof in proofs])
+    return exported
 
 
-def compare_outputs(float_path: Path, int8_path: Path, samples: Iterable[Sample]) -> list[OutputDifference]:
-    """Run both graphs in ONNX Runtime on the same samples: per output the cosine and the largest |delta|.
-
-    Raises DataError without samples, or where an output is no longer a number.
-    """
-    reference, candidate = _session(float_path), _session(int8_path)
-    names = [output.name for output in reference.get_outputs()]
-    pairs = [(reference.run(names, dict(sample)), candidate.run(names, dict(sample))) for sample in samples]
-    if not pairs:
-        raise DataError("no samples: outputs cannot be compared. Give at least one input.")
-    return [
-        _difference(name, [expected[i] for expected, _ in pairs], [got[i] for _, got in pairs])
-        for i, name in enumerate(names)
-    ]
-
-
-def _difference(name: str, expected: Sequence[Any], got: Sequence[Any]) -> OutputDifference:
-    wide = [
-        (np.asarray(a, np.float64).reshape(-1), np.asarray(b, np.float64).reshape(-1))
-        for a, b in zip(expected, got, strict=True)
-    ]
-    if not all(np.isfinite(a).all() and np.isfinite(b).all() for a, b in wide):
-        raise DataError(
-            f"output '{name}' holds values that are no numbers. Look at the samples and at the float model."
-        )
-    cosines = [_cosine(a, b) for a, b in wide]
-    return OutputDifference(
-        name=name,
-        num_samples=len(wide),
-        cosine_mean=float(np.mean(cosines)),
-        cosine_min=float(np.min(cosines)),
-        max_abs_delta=max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in wide),
-    )
+def prepare(model_path: Path, calibration: Iterable[Sample]) -> tuple[ir.Model, list[dict[str, npt.NDArray[Any]]]]:
+    """The float graph as it is quantized (BatchNorm, padding and constants folded), and the samples, checked."""
+    graph = read_graph(model_path)
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.graph):
+        raise ModelError(f"{model_path} is quantized already. Compile it as it is, or give the float model.")
+    specs = describe(graph, name=model_path.stem, out_dir=model_path.parent).inputs
+    samples = [_checked(sample, specs, number) for number, sample in enumerate(calibration)]
+    if not samples:
+        raise DataError("calibration holds no sample: ranges cannot be set. Give some hundred real inputs.")
+    floats = ir.from_proto(_optimized(graph, model_path))
+    name_nodes(floats)
+    check_activations(floats, samples)
+    return floats, samples
 
 
-def _cosine(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norms if norms else float(np.array_equal(a, b))
+def quantize_prepared(
+    floats: ir.Model,
+    samples: Sequence[Sample],
+    scheme: str,
+    *,
+    equalized: bool = False,
+    keep_float: Sequence[str] = (),
+) -> ir.Model:
+    """Q/DQ pairs in a copy of a prepared graph, before any dialect."""
+    scheme_of(scheme)
+    floats = floats.clone()
+    check_names(floats, keep_float)
+    if equalized:
+        equalize(floats)
+    proto = quantize_graph(ir.to_proto(floats), samples, scheme, ignored=keep_float, accurate_bias=equalized)
+    quantized = ir.from_proto(proto)
+    if not any(node.op_type == "QuantizeLinear" for node in quantized.graph):
+        raise ModelError("the graph has no convolution or matrix product with constant weights. Leave it in float.")
+    return quantized
 
 
 def _checked(sample: Sample, specs: Sequence[TensorSpec], number: int) -> dict[str, npt.NDArray[Any]]:
@@ -174,15 +158,3 @@ def _modern(proto: onnx.ModelProto, model_path: Path) -> onnx.ModelProto:
             f"{model_path} is of operator set {version}, which has no per-channel quantization: {reason}. "
             f"Export it with operator set {OPSET}."
         ) from None
-
-
-def _session(path: Path) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ORT's errors share no base class but Exception
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path}: ONNX Runtime refuses the graph: {reason}. Export it again.") from None

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.device.preprocess import load_evaluation
+from benchmarks.statistics import wilson_interval
 from pipeline.artifacts import ExportedModel, PreparedData, TrainedModel
+from pipeline.graphs.proof import REWRITES_FILE
 from pipeline.how import How
 from pipeline.learning.data import Batch, Data
 from pipeline.learning.deployed import quantized_model
 from pipeline.learning.models import predict
 from pipeline.learning.trained import load_trained, open_data
-from targets.base import Array, write_json
+from targets.base import Array, read_json, write_json
 
 BATCH = 500
 
@@ -63,7 +66,10 @@ def _device_batches(data: Data) -> Iterator[Batch]:
 
 
 def score_onnx(exported: ExportedModel, prepared: PreparedData, out_dir: Path, how: How) -> None:
-    """The exported graph node by node, no kernel fused: ONNX Runtime with every optimization off."""
+    """The exported graph node by node, no kernel fused: ONNX Runtime with every optimization off.
+
+    Beside the logits: what the dialect's rewrites moved, for the ledger, and the accuracy that a runtime has to reach.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -76,4 +82,16 @@ def score_onnx(exported: ExportedModel, prepared: PreparedData, out_dir: Path, h
         for x in batches:
             logits.append(session.run(None, {spec.name: x})[0])
             task.advance()
-    np.save(out_dir / "onnx.npy", np.concatenate(logits))
+    logits_NK = np.concatenate(logits)
+    np.save(out_dir / "onnx.npy", logits_NK)
+    write_json(out_dir / "rewrites.json", read_json(exported.dir / REWRITES_FILE))
+    write_json(out_dir / "expected.json", expected_accuracy(logits_NK, prepared))
+
+
+def expected_accuracy(logits_NK: Array, prepared: PreparedData) -> dict[str, Any]:
+    """What a device has to reach with this graph: top-1 on the whole test split, and by how much its own kernels may
+    differ: half the width of the 95 % interval, which two honest runs on other samples would differ by as well."""
+    labels_N = np.load(prepared.evaluation_dir / "y.npy", allow_pickle=False)
+    right = int((logits_NK.argmax(1) == labels_N).sum())
+    low, high = wilson_interval(right, len(labels_N))
+    return {"metric": "top1", "value": right / len(labels_N), "n": len(labels_N), "tolerance": (high - low) / 2}

@@ -114,7 +114,7 @@ def _int8_gates(
     believed = ratio if speed.faster else max(ratio, 1.0)
     return [
         *gates,
-        placement_gate(Placement.from_json(int8["placement"]).int8_share, target),
+        placement_gate(Placement.from_json(int8["placement"]).int8_share, target.min_int8_share),
         accuracy_gate(gated[int8["arm"]], gated[baseline["arm"]], gate.max_drop, gate.metric or "top-1"),
         speed_gate(believed, baseline["arm"], speed.basis),
     ]
@@ -169,7 +169,7 @@ def _hops(
             model=student_name,
             precision="int8",
             logits_NK=onnx_scores.logits("onnx"),
-            note="the exported graph, no kernel fused",
+            note=f"the exported graph, no kernel fused; {_moved(read_json(onnx_scores.dir / 'rewrites.json'))}",
         ),
     ]
     encoded_index = np.asarray(read_json(prepared.evaluation_dir / "spec.json")["encoded_index"], dtype=np.int64)
@@ -177,6 +177,16 @@ def _hops(
         if arm["role"] == "student" and (arm["precision"] == "int8" or arm is shipped):
             hops += _device_hops(arm, student_name, measured, encoded_index)
     return hops
+
+
+def _moved(rewrites: Sequence[Mapping[str, Any]]) -> str:
+    """What the dialect's rewrites did to the logits of real samples, in a sentence."""
+    exact = [one for one in rewrites if one["exact"]]
+    told = [
+        f"{len(exact)} exact rewrites moved a logit by at most {max((o['max_abs_delta'] for o in exact), default=0):.2g}"
+    ]
+    told += [f"{o['rewrite']} rounds: {o['max_abs_delta']:.2g}" for o in rewrites if not o["exact"]]
+    return "; ".join(told)
 
 
 def _device_hops(arm: Arm, model: str, measured: Measured, encoded_index: Any) -> list[Hop]:
@@ -188,7 +198,7 @@ def _device_hops(arm: Arm, model: str, measured: Measured, encoded_index: Any) -
         precision=arm["precision"],
         logits_NK=measured.logits("logits", arm["dir"]),
         after=None if int8 else "preprocessing",
-        note="the runtime's own kernels, on the device",
+        note="the step to the runtime's own optimized kernels, on the device",
     )
     raw = Hop(
         hop="raw bytes" if int8 else f"raw bytes {arm['precision']}",

@@ -25,6 +25,7 @@ from targets.base import CompiledModel
 from targets.errors import EdgestillError, IntegrityError, MeasurementError, ModelError, RecipeError, TargetError
 
 node = helper.make_node
+HOPS = (("INT8 graph", "float graph"), ("INT8, compiled", "INT8 graph"), ("INT8, compiled", "float graph"))
 Sizes = Sequence[int | str]
 
 
@@ -120,7 +121,12 @@ def test_a_folder_of_images_and_a_model_are_enough(quantized: QuantizeReport) ->
     assert quantized.placement is not None
     assert quantized.placement.int8_share == 1.0
     assert (quantized.num_calibration, quantized.num_held_out) == (16, 3)
-    assert [(one.name, one.num_samples) for one in quantized.differences] == [("scores", 3), ("features", 3)]
+    assert [(one.hop, one.against, one.name) for one in quantized.differences] == [
+        (hop, against, name) for hop, against in HOPS for name in ("scores", "features")
+    ]
+    assert all(one.num_samples == 3 for one in quantized.differences)
+    assert [rung["rung"] for rung in quantized.rungs] == ["ptq"]
+    assert {proof["rewrite"] for proof in quantized.rewrites} >= {"unsigned_activations", "integer_bias"}
     assert all(one.cosine_min > 0.99 for one in quantized.differences)
     assert [row.precision for row in quantized.rows] == ["int8", "fp32"]
     assert all(row.num_queries > 64 and row.load_ms for row in quantized.rows)
@@ -233,7 +239,7 @@ def test_what_cannot_be_begun_is_refused_and_leaves_nothing(quantized: QuantizeR
     refuse(attempt(model, wrong), ModelError, r"cannot run it on 'image' float32\[1, 3, 9, 8\]")
     refuse(attempt(model, target="openvino"), RecipeError, "Did you mean 'openvino-cpu'")
     refuse(attempt(model, preset="quick"), RecipeError, "smoke, ci, release")
-    refuse(attempt(model, min_int8_share=1.5), RecipeError, "--min-int8-share")
+    refuse(attempt(model, scheme="tensorrt"), RecipeError, "Did you mean 'tensorrt-int8'")
     refuse(attempt(model, out_dir=tmp_path), RecipeError, "did not write")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.npz", "d.onnx", "m.onnx", "text.onnx", "wrong.npz"]
 
@@ -326,6 +332,6 @@ def test_linting_finds_nothing_in_what_we_quantized_and_refuses_float(
     float_graph = lint_model(build(tmp_path / "m.onnx"), target="onnxruntime-cpu")
 
     assert (good.findings, good.failure) == ((), None)
-    assert [finding.code for finding in float_graph.findings] == ["not-quantized"]
+    assert [finding.code for finding in float_graph.findings] == ["O01"]
     assert isinstance(float_graph.failure, TargetError)
-    assert "not-quantized" in float_graph.text()
+    assert "O01" in float_graph.text()

@@ -95,10 +95,8 @@ def loader(*shapes: tuple[int, ...], num: int = 20) -> DataLoader[tuple[Tensor, 
 
 
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop behind the graph: what compiling and measuring do is tested with ONNX files."""
-    monkeypatch.setattr(
-        pipeline.bring_your_own, "_prove", lambda *_: pipeline.bring_your_own.Proof(gates=(), ships="int8")
-    )
+    """Stop behind the graph: what measuring does is tested with ONNX files."""
+    monkeypatch.setattr(pipeline.bring_your_own, "_measured", lambda *_: pipeline.bring_your_own.Proof(ships="int8"))
 
 
 def quantize(model: nn.Module, calibration: Iterable[Any], out_dir: Path, **options: Any) -> QuantizeReport:
@@ -117,7 +115,7 @@ def test_a_module_and_its_loader_are_enough(tmp_path: Path, monkeypatch: pytest.
     fed = {"image": image.numpy(), "extra": extra.numpy()}
     answers = dict(zip(("scores", "features"), session.run(None, fed), strict=True))
     assert (report.num_calibration, report.num_held_out) == (16, 4)
-    assert [one.name for one in report.differences] == ["scores", "features"]
+    assert [one.name for one in report.differences[:2]] == ["scores", "features"]
     assert model.training
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     with torch.no_grad():

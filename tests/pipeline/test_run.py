@@ -28,9 +28,9 @@ from targets.base import CompiledModel, read_json
 TARGET = "onnxruntime-cpu"
 HOPS = ("teacher", "student", "preprocessing", "quantized", "onnx", "compiled", "raw bytes")
 LABELS = (
-    *("bundle-onnxruntime-cpu", "compile-onnxruntime-cpu", "data", "distill", "export-int8-onnxruntime"),
+    *("bundle-onnxruntime-cpu", "compile-onnxruntime-cpu", "data", "distill", "export-cpu-int8-onnxruntime"),
     *("export-student", "export-teacher", "measure-onnxruntime-cpu", "quantize-cpu-int8", "report", "score-cpu-int8"),
-    *("score-onnx-onnxruntime", "teacher", "verdict-onnxruntime-cpu"),
+    *("score-onnx-cpu-int8-onnxruntime", "teacher", "verdict-onnxruntime-cpu"),
 )
 
 
@@ -68,7 +68,7 @@ def test_the_ledgers_accuracies_are_those_of_the_logits_on_disk(built: Any) -> N
         "teacher": built.stage("score-cpu-int8") / "teacher.npy",
         "student": built.stage("score-cpu-int8") / "student.npy",
         "quantized": built.stage("score-cpu-int8") / "quantized.npy",
-        "onnx": built.stage("score-onnx-onnxruntime") / "onnx.npy",
+        "onnx": built.stage("score-onnx-cpu-int8-onnxruntime") / "onnx.npy",
         "compiled": built.stage("measure-onnxruntime-cpu") / "logits" / "student-int8" / "logits.npy",
     }
 

@@ -1,0 +1,65 @@
+"""Schemes: what is trained, for which family of runtimes. What a runtime wants beyond that is its dialect, an exact rewrite.
+
+Weights are int8, symmetric, one scale an output channel, in every scheme; activations are per tensor and symmetric, for no
+runtime computes anything else in INT8. The schemes differ in two things that no exact rewrite can change afterwards.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from targets.errors import RecipeError
+
+PORTABLE = "portable"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """`signed`: activations are int8 with zero point 0 throughout; else unsigned where they are never negative, which
+    gives such a tensor twice the steps. `both_branches`: both inputs of a residual addition carry a quantizer; else the
+    identity branch only, so that the convolution of the other one can be fused with the addition."""
+
+    name: str
+    signed: bool
+    both_branches: bool
+    why: str
+
+
+SCHEMES = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme(
+            name="cpu-int8",
+            signed=False,
+            both_branches=True,
+            why="ONNX Runtime fuses an addition only between two quantized inputs; unsigned halves the step after a ReLU",
+        ),
+        Scheme(
+            name="tensorrt-int8",
+            signed=True,
+            both_branches=False,
+            why="TensorRT takes int8 with zero point 0 and fuses Conv + Add where the identity branch alone is quantized",
+        ),
+        Scheme(
+            name=PORTABLE,
+            signed=True,
+            both_branches=True,
+            why="one graph that every runtime takes and runs in INT8; what that costs is in docs/results/portable.json",
+        ),
+    )
+}
+
+
+def scheme_of(name: str) -> Scheme:
+    """Raises RecipeError with the nearest known name."""
+    if name not in SCHEMES:
+        near = difflib.get_close_matches(name, SCHEMES, n=1)
+        advice = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(SCHEMES)}."
+        raise RecipeError(f"scheme '{name}': nothing is quantized so. {advice}")
+    return SCHEMES[name]
+
+
+def dialect_of(scheme: str, target_dialect: str) -> str:
+    """The portable scheme is written in one dialect for all; every other scheme in that of the target's runtime."""
+    return PORTABLE if scheme == PORTABLE else target_dialect
