@@ -39,7 +39,9 @@ class Gate:
 
 def lint_gate(findings: Sequence[Mapping[str, Any]]) -> Gate:
     errors = [finding for finding in findings if finding["severity"] == "error"]
-    detail = "; ".join(f"{finding['code']} {finding['message']}" for finding in errors[:3]) or "no error"
+    first = {finding["code"]: finding for finding in reversed(errors)}
+    told = [f"{code} at {first[code]['node']}: {first[code]['message'].rstrip('.')}" for code in sorted(first)[:3]]
+    detail = "; ".join(told) or "no error"
     return Gate(name="lint", passed=not errors, value=float(len(errors)), limit=0.0, detail=detail)
 
 

@@ -118,7 +118,7 @@ def climb(job: Climb, out_dir: Path) -> tuple[list[Rung], Path]:
 
 def _try(job: Climb, name: str, keep_float: tuple[str, ...], expected: Answers, out_dir: Path) -> Rung:
     int8 = _quantized(job, name, keep_float, out_dir)
-    findings = tuple(lint(int8.model_path, job.runtime))
+    findings = tuple(lint(int8.half_model_path or int8.model_path, job.runtime))
     gates = [lint_gate([asdict(finding) for finding in findings])]
     with job.progress.task("compare with float"):
         graph = node_by_node(int8.model_path, job.compared)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +208,12 @@ def _ms(value_us: float | None) -> float | None:
 def _finding_lines(findings: Sequence[Finding], limit: int | None = NUM_NAMED) -> list[str]:
     if not findings:
         return ["lint         nothing found"]
-    shown = [f"lint         {one.severity} {one.code} {one.node}: {one.message}" for one in findings[:limit]]
-    more = len(findings) - len(shown)
+    named = findings[:limit]
+    shown = []
+    for advice, same in groupby(named, key=lambda one: one.advice):
+        shown += [f"lint         {one.severity} {one.code} {one.node}: {one.message}" for one in same]
+        shown.append(f"             {advice}")
+    more = len(findings) - len(named)
     return [*shown, *([f"lint         and {more} more findings"] if more else [])]
 
 

@@ -19,6 +19,7 @@ from benchmarks.pack import PROGRAM, pack_device_program
 from pipeline.artifacts import CompiledArms, ExportedModel, PreparedData
 from pipeline.how import How
 from pipeline.recipe import BenchConfig, TargetConfig
+from targets import make_target
 from targets.base import Placement, write_json
 from targets.errors import TargetError
 from targets.lint import lint
@@ -37,7 +38,9 @@ def compile_arms(
     floats: role (teacher, student) -> exported graph. Raises TargetError where the target itself is missing, or where a
     float graph does not compile: then nothing could ship.
     """
-    findings = [asdict(finding) for finding in lint(int8.exported.model_path, int8.exported.dialect or "")]
+    runtime = make_target(config.name, config.options).dialect  # whose rules hold, also for a portable graph
+    graph_path = int8.exported.half_model_path or int8.exported.model_path
+    findings = [asdict(finding) for finding in lint(graph_path, runtime)]
     write_json(out_dir / "lint.json", findings)
     program = device.put(pack_device_program(out_dir / PROGRAM))
     target = ["--target", config.name, "--options", json.dumps(config.options)]

@@ -44,7 +44,7 @@ def test_holds_only_what_a_device_needs_in_syntax_that_python_310_reads(program:
 
     assert {"__main__.py", "targets/base.py", "benchmarks/device/measure.py"} <= set(names)
     assert not [
-        name for name in names if name.startswith("pipeline") or name in ("targets/lint.py", "benchmarks/bench.py")
+        name for name in names if name.startswith(("pipeline", "targets/lint")) or name == "benchmarks/bench.py"
     ]
     modules = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in names}
     for name, tree in trees.items():

@@ -18,7 +18,7 @@ from pipeline.stages.export import export_float, export_quantized
 from targets import make_target
 from targets.base import Exported, Preprocessing
 from targets.errors import ModelError
-from targets.lint import lint
+from targets.lint import Platform, lint
 
 SHAPE = (3, 16, 16)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
@@ -129,7 +129,7 @@ def test_every_product_runs_in_int8_on_its_runtime(
 
 @pytest.mark.parametrize("dialect", ["openvino", "onnxruntime"])
 def test_the_linter_finds_nothing_in_our_own_exports(dialect: str, exported: dict[str, Exported]) -> None:
-    assert lint(exported[dialect].model_path, dialect) == []
+    assert lint(exported[dialect].model_path, dialect, Platform(machine="x86_64", vnni=True)) == []
 
 
 def test_what_each_rewrite_moved_is_written_beside_the_graph(exported: dict[str, Exported]) -> None:

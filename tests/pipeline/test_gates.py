@@ -37,7 +37,7 @@ def test_a_silent_fallback_fails_placement() -> None:
 
 
 def test_only_lint_errors_fail_the_lint_gate() -> None:
-    warning = {"code": "L01", "severity": "warning", "message": "m"}
+    warning = {"code": "L01", "severity": "warning", "node": "conv", "message": "m", "advice": "a"}
 
     assert lint_gate([warning]).passed
     assert not lint_gate([warning, {**warning, "severity": "error"}]).passed
