@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from pipeline.graphs import batchnorm, rewrites
+from pipeline.graphs import batchnorm, moves, rewrites
 from targets.errors import ModelError
 
 Rewrite = Callable[[ir.Model], int]
@@ -31,12 +31,13 @@ DIALECTS: dict[str, tuple[Rewrite, ...]] = {
         rewrites.drop_redundant_activations,
         rewrites.quantize_before_clip,
         rewrites.unsigned_activations,
-        rewrites.sink_dequantize,
+        moves.join_integers,
+        moves.sink_dequantize,
         rewrites.integer_bias,
         rewrites.tidy,
     ),
     "tensorrt": (*CLEAN, rewrites.signed_activations, rewrites.float_bias, rewrites.tidy),
-    "portable": (*CLEAN, rewrites.signed_activations, rewrites.sink_dequantize, rewrites.tidy),
+    "portable": (*CLEAN, rewrites.signed_activations, moves.join_integers, moves.sink_dequantize, rewrites.tidy),
 }
 
 

@@ -87,7 +87,7 @@ def fold_constants(model: ir.Model) -> int:
         if any(output.size > MAX_FOLDED_ELEMENTS for output in outputs):
             continue
         for value, output in zip(node.outputs, outputs, strict=True):
-            _replace(model.graph, value, add_initializer(model.graph, f"{value.name}_folded", output))
+            replace_value(model.graph, value, add_initializer(model.graph, f"{value.name}_folded", output))
         model.graph.remove(node, safe=True)
         num_changed += 1
     return num_changed
@@ -96,7 +96,7 @@ def fold_constants(model: ir.Model) -> int:
 def fold_padding(model: ir.Model) -> int:
     """A Pad with zeros before a convolution becomes the convolution's own `pads`."""
     num_changed = 0
-    for pad in _nodes(model, "Pad"):
+    for pad in nodes_of(model, "Pad"):
         pads = _spatial_zero_pads(pad)
         convolutions = pad.outputs[0].consumers()
         if pads is None or pad.outputs[0].is_graph_output() or not all(_takes_pads(c, pad) for c in convolutions):
@@ -113,12 +113,12 @@ def fold_padding(model: ir.Model) -> int:
 def integer_weights(model: ir.Model) -> int:
     """QuantizeLinear of a constant becomes the integers themselves: a quarter of the size, nothing to do at load."""
     num_changed = 0
-    for node in _nodes(model, "QuantizeLinear"):
+    for node in nodes_of(model, "QuantizeLinear"):
         weight, quantizer = constant(node.inputs[0]), quantizer_of(node)
         if weight is None or quantizer is None:
             continue
         integers = add_initializer(model.graph, f"{node.inputs[0].name}_quantized", quantizer.quantize(weight))
-        _replace(model.graph, node.outputs[0], integers)
+        replace_value(model.graph, node.outputs[0], integers)
         model.graph.remove(node, safe=True)
         num_changed += 1
     return num_changed
@@ -127,7 +127,7 @@ def integer_weights(model: ir.Model) -> int:
 def drop_redundant_activations(model: ir.Model) -> int:
     """Relu and Clip go where the quantizers behind them saturate at the same bounds by themselves."""
     num_changed = 0
-    for node in _nodes(model, "Relu", "Clip"):
+    for node in nodes_of(model, "Relu", "Clip"):
         bounds, quantizers = _bounds(node), _quantizers_behind(node.outputs[0])
         if bounds is None or not quantizers or not all(q.saturates_at(*bounds) for q in quantizers):
             continue
@@ -143,7 +143,7 @@ def quantize_before_clip(model: ir.Model) -> int:
     Exact, for rounding is monotone: Q(clip(x)) = Q(clip(DQ(Q(x)))). Training may widen a scale beyond 6/255.
     """
     num_changed = 0
-    for node in _nodes(model, "Clip"):
+    for node in nodes_of(model, "Clip"):
         consumers = node.outputs[0].consumers()
         producer = node.inputs[0].producer()
         if len(consumers) != 1 or not _quantizers_behind(node.outputs[0]) or _bounds(node) is None:
@@ -174,7 +174,7 @@ def signed_activations(model: ir.Model) -> int:
 
 def _shift_zero_points(model: ir.Model, old: np.int8 | np.uint8, new: np.int8 | np.uint8) -> int:
     num_changed = 0
-    for node in _nodes(model, "QuantizeLinear"):
+    for node in nodes_of(model, "QuantizeLinear"):
         quantizer, readers = quantizer_of(node), node.outputs[0].consumers()
         if quantizer is None or quantizer.dtype != old.dtype or not quantizer.per_tensor:
             continue
@@ -192,38 +192,10 @@ def _shift_zero_points(model: ir.Model, old: np.int8 | np.uint8, new: np.int8 | 
     return num_changed
 
 
-def sink_dequantize(model: ir.Model) -> int:
-    """DQ -> Flatten becomes Flatten -> DQ (and the other moves of data): the matrix product behind sees its DQ."""
-    num_changed = 0
-    for node in _nodes(model, *MOVES):
-        linear = node.inputs[0].producer()
-        quantizer = quantizer_of(linear) if linear is not None and linear.op_type == "DequantizeLinear" else None
-        readers = node.outputs[0].consumers()
-        if linear is None or quantizer is None or not quantizer.per_tensor:
-            continue
-        if all(reader.op_type == "QuantizeLinear" for reader in readers) and not node.outputs[0].is_graph_output():
-            continue
-        integers = ir.node(
-            node.op_type,
-            [linear.inputs[0], *node.inputs[1:]],
-            attributes=dict(node.attributes),
-            name=f"{node.name}_quantized",
-        )
-        dequantize = ir.node(
-            "DequantizeLinear", [integers.outputs[0], *linear.inputs[1:]], name=f"{node.name}_dequantized"
-        )
-        model.graph.insert_before(node, [integers, dequantize])
-        _replace(model.graph, node.outputs[0], dequantize.outputs[0])
-        model.graph.remove(node, safe=True)
-        num_changed += 1
-    common.RemoveUnusedNodesPass()(model)
-    return num_changed
-
-
 def integer_bias(model: ir.Model) -> int:
     """The bias of a quantized Conv or Gemm becomes int32 with scale s_x * s_w, the accumulator's own step."""
     num_changed = 0
-    for node in _nodes(model, "Conv", "Gemm"):
+    for node in nodes_of(model, "Conv", "Gemm"):
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
         x, weight = _dequantized(node.inputs[0]), _dequantized(node.inputs[1])
         if bias is None or x is None or weight is None or not x.per_tensor or _float(node, "beta", 1.0) != 1.0:
@@ -251,12 +223,14 @@ def integer_bias(model: ir.Model) -> int:
 def float_bias(model: ir.Model) -> int:
     """An int32 bias behind a DequantizeLinear becomes the floats that it stands for: TensorRT takes no other."""
     num_changed = 0
-    for node in _nodes(model, "DequantizeLinear"):
+    for node in nodes_of(model, "DequantizeLinear"):
         integers, quantizer = constant(node.inputs[0]), quantizer_of(node)
         if integers is None or quantizer is None or integers.dtype != np.int32:
             continue
         values = (integers.astype(np.float64) * quantizer.scale.reshape(-1)).astype(np.float32).reshape(integers.shape)
-        _replace(model.graph, node.outputs[0], add_initializer(model.graph, f"{node.outputs[0].name}_float", values))
+        replace_value(
+            model.graph, node.outputs[0], add_initializer(model.graph, f"{node.outputs[0].name}_float", values)
+        )
         model.graph.remove(node, safe=True)
         num_changed += 1
     return num_changed
@@ -293,11 +267,12 @@ def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     return value
 
 
-def _nodes(model: ir.Model, *op_types: str) -> Iterator[ir.Node]:
+def nodes_of(model: ir.Model, *op_types: str) -> Iterator[ir.Node]:
+    """The nodes of these operators as they stand now, so that a rewrite may take some away."""
     yield from [node for node in model.graph if node.op_type in op_types and node.domain in ("", "ai.onnx")]
 
 
-def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     """Every reader of `old` reads `new`; a graph output keeps its name."""
     if old.is_graph_output():
         name, new.shape, new.type = old.name, old.shape, old.type

@@ -54,7 +54,7 @@ def test_a_tensor_that_is_zero_on_every_sample_is_named_with_its_node() -> None:
 
 
 def test_samples_of_nothing_but_zeros_are_named_too() -> None:
-    with pytest.raises(DataError, match="'stem' .*'x' is zero on all 1"):
+    with pytest.raises(DataError, match=r"'stem' .*'x' is zero on all 1"):
         check_activations(build(), [{"x": np.zeros((1, 3, 8, 8), np.float32)}])
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.graphs import rewrites
+from pipeline.graphs import moves, rewrites
 from pipeline.graphs.dialects import DIALECTS, apply_dialect
 from targets.errors import ModelError
 
@@ -213,8 +213,27 @@ def test_dequantize_sinks_behind_moves_and_other_readers_keep_theirs(op: str) ->
         zero=np.uint8(100),
     )
 
-    assert check_exact(model, rewrites.sink_dequantize) == 1
+    assert check_exact(model, moves.sink_dequantize) == 1
     assert ops(model)["DequantizeLinear"] == 2
+
+
+@pytest.mark.parametrize(("scale", "zero", "joined"), [(0.1, 3, 1), (0.2, 3, 0), (0.1, 4, 0)])
+def test_a_concat_joins_integers_of_one_scale_and_zero_point_only(scale: float, zero: int, joined: int) -> None:
+    model = graph(
+        [
+            *pair("x", "a"),
+            node("Neg", ["x"], ["n"]),
+            *pair("n", "b", "t", "other"),
+            node("Concat", ["a", "b"], ["y"], axis=1),
+        ],
+        s=np.float32(0.1),
+        zero=np.uint8(3),
+        t=np.float32(scale),
+        other=np.uint8(zero),
+    )
+
+    assert check_exact(model, moves.join_integers) == joined
+    assert ops(model)["DequantizeLinear"] == 2 - joined
 
 
 def gemm(bias: Any, **attributes: Any) -> ir.Model:
@@ -257,7 +276,7 @@ def test_a_scaled_bias_stays_a_float() -> None:
 def test_a_graph_output_keeps_its_name_and_type() -> None:
     model = graph([*pair("x", "d"), node("Flatten", ["d"], ["y"])], s=np.float32(0.1), zero=np.uint8(0))
 
-    rewrites.sink_dequantize(model)
+    moves.sink_dequantize(model)
 
     assert [(v.name, v.dtype) for v in model.graph.outputs] == [("y", ir.DataType.FLOAT)]
 
