@@ -1,9 +1,9 @@
 """The ladder for anybody's ONNX: ptq -> equalized -> mixed. Each rung is linted, compiled, placed and compared with float;
 the first that keeps to every gate ships. There are no labels to train with, so QAT is the recipe's (pipeline/stages/quantize.py).
 
-ptq: ranges from the calibration samples and the fast bias correction. equalized: cross-layer equalization before it, and the
-accurate bias correction. mixed: the better of the two, with the layers in float that cost the most. What is chosen on the way
-is chosen on calibration samples; the gates ask the held-out ones, and the artifact that ships.
+ptq: ranges from the calibration samples. equalized: cross-layer equalization before that, and every bias corrected after it.
+mixed: ptq again, with the layers in float that cost the most. What is chosen on the way is chosen on calibration samples; the
+gates ask the held-out ones, and the artifact that ships.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from targets.errors import RecipeError, TargetError
 from targets.lint import Finding, lint
 
 METHODS = ("ladder", "ptq", "equalized", "mixed")
-NUM_SENSITIVITY_SAMPLES = 32  # a layer at a time goes back to float on them
+NUM_SENSITIVITY_SAMPLES = 16  # a layer at a time goes back to float on them, node by node, which is slow
 FLOAT_GRAPH, INT8_GRAPH, IN_ALL = "float graph", "INT8 graph", "INT8, compiled"
 Metric = Callable[[Answers, Answers], float]
 

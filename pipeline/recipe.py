@@ -168,9 +168,10 @@ class CurriculumConfig(Section):
 
 
 class DistillConfig(ModelConfig):
-    """The student and how it learns from the teacher's soft labels (Hinton et al., 2015)."""
+    """The student and how it learns from the teacher's soft labels (Hinton et al., 2015). With a checkpoint and
+    `train: null` it is taken as it is: a student that was trained elsewhere, to be quantized and proved."""
 
-    train: TrainConfig = TrainConfig()
+    train: TrainConfig | None = TrainConfig()
     temperature: Positive = 4.0
     kd_weight: Fraction = Field(0.9, description="alpha: the soft labels' share of the loss; 0 is plain training")
     loss: str | None = Field(None, description="python:package.module:factory instead of KD")
@@ -179,6 +180,14 @@ class DistillConfig(ModelConfig):
         1, description="at most so many rounds; each begins with soft labels of the best model so far"
     )
     target_top1: Fraction | None = Field(None, description="validation top-1 at which no further round is begun")
+
+    @model_validator(mode="after")
+    def _has_weights_or_learns(self) -> DistillConfig:
+        if self.train is None and self.checkpoint is None and not self.pretrained:
+            raise ValueError("train: null needs a checkpoint or pretrained: true; else the student has random weights")
+        if self.train is None and (self.curriculum is not None or self.rounds > 1 or self.loss is not None):
+            raise ValueError("train: null leaves nothing to curriculum, rounds and loss: drop them")
+        return self
 
 
 class QuantizeConfig(Section):
@@ -259,9 +268,9 @@ class Recipe(Section):
         if self.data.validation == 0:
             if self.distill.target_top1 is not None or self.distill.rounds > 1:
                 raise ValueError("data.validation=0 leaves nothing to choose by: drop distill.target_top1 and rounds")
-            if self.quantize.method == "ladder":
+            if (method := self.quantize.method) in ("ladder", "mixed"):
                 raise ValueError(
-                    "data.validation=0 leaves the ladder nothing to choose by: set quantize.method to ptq or qat"
+                    f"data.validation=0 leaves method {method} nothing to choose by: set quantize.method to ptq, equalized or qat"
                 )
         names = [(target.name, target.device, target.scheme, str(target.options)) for target in self.targets]
         if len(set(names)) != len(names):

@@ -67,22 +67,18 @@ def insert_fake_quantizers(
     calibration_batches: Iterable[Tensor],
     example: Tensor,
     scheme: str = "cpu-int8",
-    *,
-    ignored: Sequence[str] = (),
-    accurate_bias: bool = False,
 ) -> nn.Module:
     """A copy of `model` with the scheme's quantizers, ranges from the calibration batches; ready to be trained on.
 
     `model` is BatchNorm-folded and takes what the batches hold, (N, C, H, W) normalised floats; `example` is one such
-    batch; `ignored` are names of NNCF's graph that stay in float. Raises ModelError if there is nothing to calibrate with,
-    or NNCF cannot follow the model.
+    batch. Raises ModelError if there is nothing to calibrate with, or NNCF cannot follow the model.
     """
     wanted = scheme_of(scheme)
     batches = calibration_batches if isinstance(calibration_batches, Sized) else list(calibration_batches)
     if len(batches) == 0:
         raise ModelError("calibration got no batch: ranges cannot be set. Give at least one batch of training samples.")
     _pin_if_open()
-    quantized: nn.Module = _quantize(model.eval(), batches, ignored, accurate_bias)
+    quantized: nn.Module = _quantize(model.eval(), batches)
     with _quiet(), torch.no_grad():
         if wanted.signed:
             _make_signed(quantized)
@@ -98,15 +94,17 @@ def quantize_graph(
     scheme: str = "cpu-int8",
     *,
     ignored: Sequence[str] = (),
-    accurate_bias: bool = False,
 ) -> onnx.ModelProto:
     """The same on a float ONNX graph: Q/DQ pairs with ranges from the samples; `ignored` are node names. Raises ModelError."""
     wanted = scheme_of(scheme)
-    quantized: onnx.ModelProto = _quantize(proto, samples, ignored, accurate_bias)
+    quantized: onnx.ModelProto = _quantize(proto, samples, ignored)
     return apply_scheme(quantized, wanted)
 
 
-def _quantize(model: Any, batches: Any, ignored: Sequence[str], accurate_bias: bool) -> Any:
+def _quantize(model: Any, batches: Any, ignored: Sequence[str] = ()) -> Any:
+    """Without NNCF's bias correction: its fast one moved logits of small padded images more than quantization did (mean KL
+    to float 0.0042 with it, 0.0002 without, a ResNet-20 on Fashion-MNIST), its accurate one fails on residual graphs. The
+    rung after this one has a correction of our own."""
     nncf = _nncf()
     from nncf.common.quantization.structs import QuantizationScheme
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
@@ -119,9 +117,10 @@ def _quantize(model: Any, batches: Any, ignored: Sequence[str], accurate_bias: b
                 nncf.Dataset(batches),
                 preset=nncf.QuantizationPreset.PERFORMANCE,
                 subset_size=len(batches),
-                fast_bias_correction=not accurate_bias,
                 ignored_scope=nncf.IgnoredScope(names=list(ignored)) if ignored else None,
-                advanced_parameters=AdvancedQuantizationParameters(activations_quantization_params=activations),
+                advanced_parameters=AdvancedQuantizationParameters(
+                    activations_quantization_params=activations, disable_bias_correction=True
+                ),
             )
     except (nncf.ValidationError, nncf.InternalError, nncf.UnsupportedModelError, RuntimeError) as error:
         raise ModelError(

@@ -2,6 +2,7 @@
 
 Progressive rounds: soft labels, train, evaluate; where the validation target is met, stop; else the soft labels of the
 next round come from the best model so far (the teacher, as long as no student beats it), and the student goes on.
+A student that was trained elsewhere (`train: null`) is taken as it is.
 Reads the data and the teacher. Writes model.safetensors and distill.json (rounds, training curves, pacing).
 """
 # Shapes: N samples, K classes.
@@ -24,7 +25,7 @@ from pipeline.learning.own_code import own_factory
 from pipeline.learning.soft_labels import soft_labels, validation_top1
 from pipeline.learning.trained import load_trained, new_model, open_data, save_trained
 from pipeline.learning.training import Loss, Shown, all_samples, train
-from pipeline.recipe import CurriculumConfig, DistillConfig
+from pipeline.recipe import CurriculumConfig, DistillConfig, TrainConfig
 from pipeline.workspace import CHECKPOINT_DIR
 
 
@@ -32,6 +33,10 @@ def distill(config: DistillConfig, prepared: PreparedData, teacher: TrainedModel
     data = open_data(prepared)
     torch.manual_seed(how.seed)
     student = new_model(config, data, allow_code=how.allow_code, offline=how.offline)
+    if config.train is None:  # as it was given
+        score = validation_top1(student, data)
+        save_trained(student, config, data, out_dir, "distill", top1_validation=score, rounds=[])
+        return
     best, best_name = load_trained(teacher, data, allow_code=how.allow_code), "teacher"
     best_top1 = validation_top1(best, data)
     rounds: list[dict[str, Any]] = []
@@ -39,7 +44,7 @@ def distill(config: DistillConfig, prepared: PreparedData, teacher: TrainedModel
         trained = train(
             student,
             data,
-            _loss(config, how.allow_code),
+            _loss(config, config.train, how.allow_code),
             config.train,
             seed=how.seed + 1000 * number,
             checkpoint_dir=out_dir / CHECKPOINT_DIR / f"round-{number}",
@@ -68,7 +73,7 @@ def distill(config: DistillConfig, prepared: PreparedData, teacher: TrainedModel
     )
 
 
-def _loss(config: DistillConfig, allow_code: bool) -> Loss:
+def _loss(config: DistillConfig, training: TrainConfig, allow_code: bool) -> Loss:
     if config.loss is not None:
         own: Loss = own_factory(config.loss, "distill.loss", allow_code=allow_code)()
         return own
@@ -76,7 +81,7 @@ def _loss(config: DistillConfig, allow_code: bool) -> Loss:
         soft_and_hard,
         temperature=config.temperature,
         kd_weight=config.kd_weight,
-        label_smoothing=config.train.label_smoothing,
+        label_smoothing=training.label_smoothing,
     )
 
 

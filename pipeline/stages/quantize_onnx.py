@@ -20,6 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from pipeline.graphs.activations import check_activations, check_names, name_nodes
+from pipeline.graphs.bias_correction import correct_biases
 from pipeline.graphs.equalization import equalize
 from pipeline.graphs.files import HALF_DIALECTS, describe, export_graph, export_half, read_graph
 from pipeline.graphs.proof import REWRITES_FILE, apply_proved
@@ -30,6 +31,7 @@ from targets.errors import DataError, ModelError
 
 Sample = Mapping[str, npt.NDArray[Any]]
 OLDEST_OPSET, OPSET = 13, 17  # per-channel Q/DQ begins with 13
+NUM_BIAS_SAMPLES = 32  # a pass for each layer
 NUM_PROOF_SAMPLES = 4  # each rewrite is proved on them, node by node, which is slow
 
 
@@ -47,9 +49,9 @@ def quantize_onnx(
 ) -> Exported:
     """Quantize a float ONNX file for a scheme and a dialect; each sample maps every input's name to its array.
 
-    `equalized`: cross-layer equalization before, and the accurate bias correction in place of the fast one. `keep_float`:
-    nodes that stay in float. Raises ModelError (not ONNX, weights missing, quantized already, types or operators that cannot
-    be) and DataError (no samples, wrong names, shapes, types, or values that are no numbers).
+    `equalized`: cross-layer equalization before, and every bias corrected after. `keep_float`: nodes that stay in float.
+    Raises ModelError (not ONNX, weights missing, quantized already, types or operators that cannot be) and DataError (no
+    samples, wrong names, shapes, types, or values that are no numbers).
     """
     floats, samples = prepare(model_path, calibration)
     quantized = quantize_prepared(floats, samples, scheme, equalized=equalized, keep_float=keep_float)
@@ -94,10 +96,11 @@ def quantize_prepared(
     check_names(floats, keep_float)
     if equalized:
         equalize(floats)
-    proto = quantize_graph(ir.to_proto(floats), samples, scheme, ignored=keep_float, accurate_bias=equalized)
-    quantized = ir.from_proto(proto)
+    quantized = ir.from_proto(quantize_graph(ir.to_proto(floats), samples, scheme, ignored=keep_float))
     if not any(node.op_type == "QuantizeLinear" for node in quantized.graph):
         raise ModelError("the graph has no convolution or matrix product with constant weights. Leave it in float.")
+    if equalized:
+        correct_biases(quantized, floats, samples[:NUM_BIAS_SAMPLES])
     return quantized
 
 

@@ -62,6 +62,9 @@ def summarize(
         "ledgers": {name: verdict.info["ledger"] for name, verdict in verdicts.items()},
         "lost_most": {name: verdict.info["lost_most"] for name, verdict in verdicts.items()},
         "targets": [_target(name, verdict) for name, verdict in verdicts.items()],
+        "quantized": [
+            _quantized(scheme, trained[scheme]) for scheme in trained if scheme not in ("teacher", "distill")
+        ],
         "training": [curve for stage, model in trained.items() for curve in _training(stage, model)],
         "rounds": [_round(one) for one in trained["distill"].info["rounds"]],
     }
@@ -103,7 +106,7 @@ def _target(name: str, verdict: Verdict) -> dict[str, Any]:
     info = verdict.info
     return {
         "target": name,
-        **{key: info[key] for key in ("shipped", "why", "gates", "rows", "placement")},
+        **{key: info[key] for key in ("shipped", "why", "gates", "rows", "placement", "int8_against_float")},
         "bundle": f"bundles/{name}" if info["exit"] is None else None,
     }
 
@@ -117,6 +120,18 @@ def _training(stage: str, model: TrainedModel) -> list[dict[str, Any]]:
     if info["training"] is None:
         return []
     return [_curve("teacher" if stage == "teacher" else "quantize", info["training"], info)]
+
+
+def _quantized(scheme: str, model: TrainedModel) -> dict[str, Any]:
+    """The ladder of a scheme, rung by rung, and the controls beside it; all of it on the validation split."""
+    info = model.info
+    return {
+        "scheme": scheme,
+        "shipped_rung": info["shipped_rung"],
+        "float_top1_validation": info["top1_validation_float"],
+        "rungs": info["rungs"],
+        "controls": [{key: control[key] for key in ("name", "top1_validation")} for control in info["controls"]],
+    }
 
 
 def _curve(stage: str, training: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:

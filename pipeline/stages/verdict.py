@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.bench import compare_speed
 from benchmarks.device.record import Record, validate
+from benchmarks.statistics import mcnemar_exact_p, paired_difference
 from pipeline.artifacts import CompiledArms, Measured, PreparedData, Scores, TrainedModel
 from pipeline.gates import (
     Gate,
@@ -88,8 +89,31 @@ def judge(
             "ledger": rows,
             "lost_most": hop_that_lost_most(rows),
             "accuracy": _accuracy(rows, prepared, shipped),
+            "int8_against_float": _int8_against_float(arms, answers, scores[0], labels_N),
         },
     )
+
+
+def _int8_against_float(
+    arms: Sequence[Arm], answers: Mapping[str, Any], torch_scores: Scores, labels_N: Any
+) -> dict[str, Any] | None:
+    """What all hops together cost: INT8 on the device and the float student, paired on the test split; None without INT8."""
+    int8 = next((arm["arm"] for arm in arms if arm["precision"] == "int8"), None)
+    if int8 is None:
+        return None
+    floats_NK = torch_scores.logits("preprocessing")
+    was_right_N, right_N = floats_NK.argmax(1) == labels_N, answers[int8].argmax(1) == labels_N
+    difference, interval = paired_difference(was_right_N, right_N)
+    lost, won = int((was_right_N & ~right_N).sum()), int((~was_right_N & right_N).sum())
+    return {
+        "n": len(labels_N),
+        "float_top1": float(was_right_N.mean()),
+        "int8_top1": float(right_N.mean()),
+        "difference": difference,
+        "ci95": list(interval),
+        "mcnemar_p": mcnemar_exact_p(lost, won),
+        "agreement": float((floats_NK.argmax(1) == answers[int8].argmax(1)).mean()),
+    }
 
 
 def _int8_gates(

@@ -40,7 +40,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     for i, image_HWC in enumerate(pixels_NHWC):
         Image.fromarray(image_HWC).save(tmp_path / "images" / f"{i}.png")
     yield tmp_path
-    sys.modules.pop("own_parts", None)
+    for name in ("own_parts", "own_metric"):
+        sys.modules.pop(name, None)
 
 
 def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +67,8 @@ def test_every_block_of_bring_your_own_does_what_it_says(workplace: Path, monkey
         else:
             exec(compile(text, f"docs/bring-your-own.md ({language})", "exec"), names)  # noqa: S102
 
-    assert len(blocks) == 9
-    assert {"quantized", "compiled", "bench", "from_python", "runs"} <= {path.name for path in workplace.iterdir()}
+    assert len(blocks) == 12
+    assert {"quantized", "by_metric", "for_jetson", "compiled", "bench", "from_python", "runs"} <= {
+        path.name for path in workplace.iterdir()
+    }
     assert list((workplace / "runs" / "own2").glob("distill-*/stage.json"))

@@ -110,8 +110,9 @@ def test_every_arm_has_a_valid_record_of_its_own_launches(built: Any) -> None:
 def test_quantization_says_its_rungs_its_controls_and_its_kernels(built: Any) -> None:
     facts = read_json(built.stage("quantize-cpu-int8") / "quantize.json")
 
-    assert [rung["rung"] for rung in facts["rungs"]] == ["ptq", "qat"]  # forced, however good PTQ is
-    assert [control["name"] for control in facts["controls"]] == ["PTQ only", "FP32 fine-tune of the same length"]
+    assert [rung["rung"] for rung in facts["rungs"]] == ["ptq", "equalized", "qat"]  # forced, however good PTQ is
+    names = ["PTQ only", "FP32 fine-tune of the same length", "QAT without distillation"]
+    assert [control["name"] for control in facts["controls"]] == names
     assert facts["controls"][0]["top1_validation"] == facts["rungs"][0]["top1_validation"]
     assert len(facts["controls"][1]["training"]["epochs"]) == len(facts["training"]["epochs"]) == 1
     assert facts["kernels"] == "torch"

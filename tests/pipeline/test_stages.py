@@ -1,4 +1,4 @@
-"""The learning stages on the finished run's data and models: rounds, the ladder, its controls, the teacher's score."""
+"""The learning stages on the finished run's data and models: rounds, the teacher's score."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from torch import nn
 from pipeline.artifacts import PreparedData, TrainedModel
 from pipeline.how import How
 from pipeline.learning.trained import load_trained, open_data
-from pipeline.recipe import DistillConfig, QuantizeConfig, TeacherConfig
+from pipeline.recipe import DistillConfig, TeacherConfig
 from pipeline.stages import distill as distill_stage
-from pipeline.stages import quantize as quantize_stage
 from pipeline.stages.distill import distill
-from pipeline.stages.quantize import quantize
 from pipeline.stages.teacher import evaluate_teacher, train_teacher
 from targets.base import read_json
 from targets.errors import TrainingError
@@ -203,83 +201,3 @@ def test_the_random_control_visits_as_many_samples_as_the_curriculum_and_others(
     assert curves[0][0] == pytest.approx(0.3, abs=1e-3)
     assert curves[0][0] < curves[0][1] < curves[0][2] == 1.0
     assert len(set(weights)) == 3
-
-
-# --- quantize: the ladder ----------------------------------------------------------------------------------------------
-
-
-def quantized(
-    data: PreparedData, student: TrainedModel, out_dir: Path, how: How | None = None, **config: Any
-) -> dict[str, Any]:
-    config = {"train": ONE_EPOCH, **config}
-    quantize(QuantizeConfig(**config), "cpu-int8", data, student, out_dir, how or How())
-    facts: dict[str, Any] = read_json(out_dir / "quantize.json")
-    return facts
-
-
-def test_the_ladder_stops_at_ptq_where_that_passes(data: PreparedData, student: TrainedModel, tmp_path: Path) -> None:
-    facts = quantized(data, student, tmp_path, method="ladder", max_drop=1.0)
-
-    assert [rung["rung"] for rung in facts["rungs"]] == ["ptq"]
-    assert (facts["shipped_rung"], facts["passed"], facts["training"], facts["controls"]) == ("ptq", True, None, [])
-
-
-def test_the_ladder_climbs_to_qat_where_ptq_fails(
-    data: PreparedData, student: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_scores(monkeypatch, quantize_stage, [0.90, 0.80, 0.895, 0.91])  # float, PTQ, QAT, the FP32 control
-
-    facts = quantized(data, student, tmp_path, method="ladder", max_drop=0.01)
-
-    assert [(rung["rung"], rung["passed"]) for rung in facts["rungs"]] == [("ptq", False), ("qat", True)]
-    assert (facts["shipped_rung"], facts["passed"]) == ("qat", True)
-    assert [control["top1_validation"] for control in facts["controls"]] == [0.80, 0.91]
-
-
-def test_a_ladder_without_a_rung_that_passes_says_so_and_leaves_the_word_to_the_device(
-    data: PreparedData, student: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listening: Any
-) -> None:
-    with_scores(monkeypatch, quantize_stage, [0.90, 0.80, 0.85])
-
-    facts = quantized(data, student, tmp_path, How(progress=listening), method="ladder", max_drop=0.01, controls=False)
-
-    assert (facts["shipped_rung"], facts["passed"], facts["controls"]) == ("qat", False, [])
-    assert listening.lines[-1] == (
-        "quantize: qat has 85.00% on validation, the float student 90.00%: more than the 1.00 points that may be lost. "
-        "The gate on the device decides."
-    )
-
-
-def test_ptq_alone_never_trains_even_where_it_fails(
-    data: PreparedData, student: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_scores(monkeypatch, quantize_stage, [0.90, 0.10])
-
-    facts = quantized(data, student, tmp_path, method="ptq", max_drop=0.0)
-
-    assert ([rung["rung"] for rung in facts["rungs"]], facts["passed"], facts["training"]) == (["ptq"], False, None)
-
-
-def test_the_same_recipe_gives_the_same_quantized_weights(
-    built: Any, data: PreparedData, student: TrainedModel, tmp_path: Path
-) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        quantized(data, student, tmp_path / name, method="qat", controls=False)
-
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b")]
-    assert weights[0] == weights[1]
-    assert weights[0] != (built.stage("quantize-cpu-int8") / "model.safetensors").read_bytes()
-
-
-@pytest.mark.parametrize("method", ["qat", "ptq"])
-def test_without_a_validation_split_no_rung_is_judged(student: TrainedModel, tmp_path: Path, method: str) -> None:
-    from pipeline.recipe import DataConfig
-    from pipeline.stages.data import prepare_data
-
-    prepare_data(DataConfig(source="digits", validation=0, calibration=32), 0, tmp_path / "data")
-    (tmp_path / "q").mkdir()
-
-    facts = quantized(PreparedData(tmp_path / "data", ""), student, tmp_path / "q", method=method, controls=False)
-
-    assert (facts["shipped_rung"], facts["passed"], facts["top1_validation"]) == (method, None, None)

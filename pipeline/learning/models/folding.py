@@ -73,7 +73,7 @@ class _Pair(NamedTuple):
 
 
 def _pairs(model: nn.Module) -> list[_Pair]:
-    graph = _trace(model)
+    graph = trace_layers(model, failing="its BatchNorms cannot be folded")
     modules = dict(model.named_modules())
     num_calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     pairs = []
@@ -86,7 +86,8 @@ def _pairs(model: nn.Module) -> list[_Pair]:
     return pairs
 
 
-def _trace(model: nn.Module) -> fx.Graph:
+def trace_layers(model: nn.Module, *, failing: str) -> fx.Graph:
+    """The calls of layers and of what stands between them. Raises ModelError, which `failing` says the consequence in."""
     parameters = inspect.signature(model.forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     try:
@@ -94,7 +95,7 @@ def _trace(model: nn.Module) -> fx.Graph:
     except Exception as error:  # the model's own forward runs here: it may raise anything
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
-            f"{type(model).__name__}: its BatchNorms cannot be folded, because forward cannot be traced ({reason}).\n"
+            f"{type(model).__name__}: {failing}, because forward cannot be traced ({reason}).\n"
             "Take decisions that depend on a tensor's values out of forward."
         ) from error
 
