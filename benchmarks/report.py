@@ -30,6 +30,7 @@ from benchmarks.report_tables import (
     MEASURED,
     MODELS,
     ROUNDS,
+    RUNGS,
     Row,
     Table,
     make_table,
@@ -114,6 +115,7 @@ def _report(summary: Mapping[str, Any]) -> dict[str, Any]:
         "models": make_table("Models before quantization", MODELS, _list(summary, "models")),
         "ledgers": [_ledger(summary, name, rows or []) for name, rows in (summary.get("ledgers") or {}).items()],
         "targets": targets,
+        "ladders": [_ladder(one) for one in _list(summary, "quantized")],
         "training": trainings,
         "rounds": make_table("Progressive rounds", ROUNDS, _list(summary, "rounds")),
         "provenance": _provenance(summary),
@@ -267,6 +269,7 @@ def _target(index: int, target: Mapping[str, Any]) -> dict[str, Any]:
         "id": f"target-{index}",
         "name": name_of(target.get("target")),
         "sentence": _sentence(_headline(target)),
+        "in_all": _in_all(target.get("int8_against_float")),
         "bundle": target.get("bundle"),
         "gates": make_table("Gates, in the order they were asked", GATES, gates),
         "rows": make_table(
@@ -278,6 +281,35 @@ def _target(index: int, target: Mapping[str, Any]) -> dict[str, Any]:
         "placement": _placement(target.get("placement") or {}),
         "figures": {f"ecdf-{index}": ecdf_figure(target)},
     }
+
+
+def _in_all(paired: Mapping[str, Any] | None) -> str | None:
+    """INT8 on the device against the float student, on the same test samples: what all hops together cost."""
+    if paired is None:
+        return None
+    low, high = paired["ci95"]
+    return (
+        f"INT8 here against the float student, on the same {paired['n']:,} test samples: {points(paired['difference'])} points "
+        f"(95 % interval {points(low)} to {points(high)}, McNemar p {paired['mcnemar_p']:.2g}); they agree on "
+        f"{percent(paired['agreement'])} %."
+    )
+
+
+def _ladder(quantized: Mapping[str, Any]) -> dict[str, Any]:
+    """The rungs of one scheme in the order that they were tried."""
+    outcome = {True: "passed", False: "missed", None: None}
+    rungs = [
+        {
+            **rung,
+            "result": outcome[rung.get("passed")],
+            "float_layers": ", ".join(rung.get("layers_in_float") or ()) or None,
+        }
+        for rung in _list(quantized, "rungs")
+    ]
+    shipped, float_top1 = quantized.get("shipped_rung"), quantized.get("float_top1_validation")
+    told = f"; float has {percent(float_top1)} %" if float_top1 is not None else ""
+    title = f"The ladder of scheme {quantized.get('scheme')}: {shipped} goes on{told}"
+    return {"table": make_table(title, RUNGS, rungs)}
 
 
 def _placement(placement: Mapping[str, Any]) -> dict[str, Any] | None:

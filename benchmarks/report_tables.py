@@ -126,6 +126,12 @@ LAYERS = (
     Column("Runs in", "precision", name_of),
     Column("MACs", "macs"),
 )
+RUNGS = (
+    Column("Rung", "rung", name_of),
+    Column("Top-1 validation, %", "top1_validation", percent),
+    Column("Gate", "result", name_of),
+    Column("left in float", "float_layers", name_of),
+)
 CONTROLS = (Column("Control", "name", name_of), Column("Top-1 validation, %", "top1_validation", percent))
 EPOCHS = (
     Column("Epoch", "epoch", name_of),
