@@ -89,6 +89,19 @@ def test_an_untrained_teacher_from_a_checkpoint_is_taken_as_it_is(
     assert taken.weights_path.read_bytes() == teacher.weights_path.read_bytes()
 
 
+def test_a_student_that_was_trained_elsewhere_is_taken_as_it_is(
+    data: PreparedData, teacher: TrainedModel, student: TrainedModel, tmp_path: Path
+) -> None:
+    config = DistillConfig(**NET, checkpoint=student.weights_path, train=None)
+
+    distill(config, data, teacher, tmp_path, How())
+
+    taken = TrainedModel(tmp_path, "", "distill")
+    assert taken.info["rounds"] == []
+    assert taken.info["top1_validation"] == student.info["top1_validation"]
+    assert taken.weights_path.read_bytes() == student.weights_path.read_bytes()
+
+
 # --- distill: rounds ---------------------------------------------------------------------------------------------------
 
 
