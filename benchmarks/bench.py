@@ -89,18 +89,20 @@ def measure_arms(
     launches: int | None = None,
     seed: int = 0,
     out_dir: Path,
+    throughput: bool = True,
     on_progress: OnProgress | None = None,
 ) -> list[Record]:
     """Measure every arm with `launches` fresh processes (None: the preset's number); one record an arm, in their order.
 
-    Beside the latency: throughput, and encoded bytes to label where the evaluation set has encoded samples, both in a
-    quarter of the window. Raises DeviceError, TargetError or MeasurementError with the device's own words.
+    Beside the latency: throughput (unless it is not asked for), and encoded bytes to label where the evaluation set has
+    encoded samples, both in a quarter of the window. Raises DeviceError, TargetError or MeasurementError with the device's
+    own words.
     """
     config = PRESETS[preset]
     _check_names(arms)
     program = device.put(pack_device_program(out_dir / PROGRAM))
     machine: Environment = from_json(Environment, run_program(device, program, ["environment"]), "environment")
-    tasks = schedule(arms, launches or config.launches, seed)
+    tasks = schedule(arms, launches or config.launches, seed, throughput=throughput)
     answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for task in tasks:
         if on_progress is not None:
@@ -112,10 +114,10 @@ def measure_arms(
     return [_record(arm, answers, config, machine, seed, out_dir) for arm in arms]
 
 
-def schedule(arms: Sequence[Arm], launches: int, seed: int) -> list[Task]:
+def schedule(arms: Sequence[Arm], launches: int, seed: int, *, throughput: bool = True) -> list[Task]:
     """Rounds of one launch an arm and kind, each round in an order of its own."""
     generator = np.random.default_rng(seed)
-    kinds = [(arm, kind) for arm in arms for kind in _kinds(arm)]
+    kinds = [(arm, kind) for arm in arms for kind in _kinds(arm) if throughput or kind != THROUGHPUT]
     tasks: list[Task] = []
     for index in range(launches):
         for place in generator.permutation(len(kinds)):
@@ -206,7 +208,7 @@ def _record(
         launches=launches,
         summary=summary,
         host_e2e=_summary(end_to_end, 1, out_dir) if end_to_end else None,
-        throughput=_throughput(answers[arm.name, THROUGHPUT]),
+        throughput=_throughput(answers[arm.name, THROUGHPUT]) if (arm.name, THROUGHPUT) in answers else None,
         memory=_medians(Memory, [launch.memory for launch in launches]),
         energy=_medians(Energy, [launch.energy for launch in launches]),
         accuracy=None,

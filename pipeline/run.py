@@ -191,10 +191,13 @@ def check_targets(targets: Sequence[TargetConfig]) -> None:
     """Raise RecipeError for a target, an option or a device that does not exist, and TargetError for a runtime that is not
     installed here, before anything is trained for it."""
     for target in targets:
-        runtime = make_target(target.name, target.options)
-        if target.device != KIT and (missing := runtime.missing()) is not None:
+        missing = make_target(target.name, target.options).missing()
+        if target.device == KIT:
+            continue
+        device = device_of(target)
+        if missing is not None:
             raise TargetError(
-                f"target '{target.name}' is not installed on {device_of(target).name}. Install it: {missing};\n"
+                f"target '{target.name}' is not installed on {device.name}. Install it: {missing};\n"
                 f"or write a kit for a device that has it: device: {KIT}."
             )
 

@@ -59,7 +59,9 @@ def _compare(model: FloatModel, target: str, arguments: argparse.Namespace, fold
         placement = Placement.from_json({"layers": report["placement"]["layers"], "source": ""})
         arms.append(Arm(scheme, folder / scheme / "compiled" / "int8", placement=placement))
     launches = arguments.launches
-    records = measure_arms(Local(), arms, preset=arguments.preset, launches=launches, out_dir=folder / "bench")
+    records = measure_arms(
+        Local(), arms, preset=arguments.preset, launches=launches, throughput=False, out_dir=folder / "bench"
+    )
     p25s = {
         arm.name: [launch.lat_us.p25 for launch in record.launches] for arm, record in zip(arms, records, strict=True)
     }

@@ -264,7 +264,7 @@ def with_bad_layer(names: Collection[str]) -> ir.Model:
     for layer in quantized_layers(model):
         if layer.name in names:
             integers = layer.inputs[1].producer().inputs[0]
-            integers.const_value = ir.tensor(integers.const_value.numpy() // 16 * 16, name=integers.name)
+            integers.const_value = ir.tensor(integers.const_value.numpy() // 64 * 64, name=integers.name)
     return model
 
 

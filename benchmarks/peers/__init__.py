@@ -1,0 +1,1 @@
+"""Other quantizers on the same float ONNX file and the same images, measured as ours is: `python -m benchmarks.peers`."""
