@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from benchmarks.device.verify import verify_bundle
     from benchmarks.report import render_report
     from pipeline.bring_your_own import bench_model, compile_model, lint_model, quantize_model
+    from pipeline.onnx_ladder import Demands
     from pipeline.own_module import quantize_module
     from pipeline.recipe import Recipe, load_recipe, recipe_schema
     from pipeline.run import RunResult, run_recipe
@@ -35,6 +36,7 @@ __all__ = [
     "BudgetError",
     "CompileReport",
     "DataError",
+    "Demands",
     "DeviceError",
     "EdgestillError",
     "GateError",
@@ -64,6 +66,7 @@ _HOMES = {
     "benchmarks.device.verify": ("verify_bundle",),
     "benchmarks.report": ("render_report",),
     "pipeline.bring_your_own": ("bench_model", "compile_model", "lint_model", "quantize_model"),
+    "pipeline.onnx_ladder": ("Demands",),
     "pipeline.own_module": ("quantize_module",),
     "pipeline.recipe": ("Recipe", "load_recipe", "recipe_schema"),
     "pipeline.run": ("RunResult", "run_recipe"),

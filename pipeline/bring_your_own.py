@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,20 @@ from benchmarks.device.measure import PRESETS
 from benchmarks.device.record import Record
 from benchmarks.device.verify import MANIFEST, check_files, check_machine
 from benchmarks.pack import FIRST_RUN
-from benchmarks.statistics import wilson_interval
-from pipeline.calibration import Calibration, layout_of, read_calibration
+from pipeline.calibration import Calibration, read_calibration
 from pipeline.gates import ERROR_OF_GATE, Gate, first_failure, lint_gate, placement_gate, why_not
 from pipeline.graphs.files import HALF_DIALECTS, describe, read_graph
 from pipeline.onnx_ladder import Climb, Demands, Rung, climb
 from pipeline.own_graph import check_runs, float_graph, import_fixed, import_float
 from pipeline.progress import Progress, Quiet
+from pipeline.recipe import TargetConfig
 from pipeline.schemes import dialect_of, scheme_of
 from pipeline.verb_reports import MIB, BenchReport, CompileReport, LintReport, QuantizeReport, Row, row_of
 from pipeline.workbench import REPORT_FILE, Workbench, whole_directory
 from targets import make_target
 from targets.base import CompiledModel, Exported, Placement, write_json
 from targets.errors import EdgestillError, MeasurementError, ModelError, RecipeError
-from targets.lint import lint
+from targets.lint import Finding, lint
 
 INT8 = "int8"
 ADVICE = {
@@ -147,9 +147,10 @@ def compile_model(
     min_int8_share: float = 0.95,
     progress: Progress | None = None,
 ) -> CompileReport:
-    """Compile an ONNX file, float or Q/DQ, in `precision` (None: int8 for a Q/DQ graph, else fp32), with its placement.
+    """Lint and compile an ONNX file, float or Q/DQ, in `precision` (None: int8 for Q/DQ, else fp32), with its placement.
 
-    Raises ModelError or TargetError where it cannot be compiled; too small a share of INT8 is in `failure`.
+    Raises ModelError or TargetError where it cannot be compiled; errors of the linter and too small a share of INT8 are in
+    `failure`.
     """
     _check_share(min_int8_share)
     progress = progress or Quiet()
@@ -159,8 +160,9 @@ def compile_model(
             half = make_target(target, options or {}).dialect in HALF_DIALECTS
             exported = import_fixed(model, Path(scratch) / "exported", half=half)
             wanted = precision or (INT8 if exported.scheme else "fp32")
+            findings = _findings(exported, target) if wanted == INT8 else ()
             placement = bench.compile(exported, wanted, partial)
-        gates = [placement_gate(placement.int8_share, min_int8_share)] if wanted == INT8 else []
+        gates = _int8_gates(findings, placement, min_int8_share) if wanted == INT8 else []
         compiled = CompiledModel.load(partial)
         report = CompileReport(
             out_dir=out_dir,
@@ -169,6 +171,7 @@ def compile_model(
             precision=wanted,
             toolchain=compiled.toolchain,
             size_mib=compiled.size_bytes / MIB,
+            findings=findings,
             placement=placement,
             failure=_failure(gates, target),
         )
@@ -235,6 +238,14 @@ def lint_model(model: Path, *, target: str) -> LintReport:
     return LintReport(model=model.name, target=target, findings=findings, failure=_failure(gates, target))
 
 
+def _findings(exported: Exported, target: str) -> tuple[Finding, ...]:
+    return tuple(lint(exported.half_model_path or exported.model_path, make_target(target, {}).dialect))
+
+
+def _int8_gates(findings: Sequence[Finding], placement: Placement, min_int8_share: float) -> list[Gate]:
+    return [lint_gate([asdict(one) for one in findings]), placement_gate(placement.int8_share, min_int8_share)]
+
+
 def _quantize(job: Climb, order: Order, out_dir: Path, scratch: Path) -> QuantizeReport:
     """Climb, then measure what passed: `out_dir` becomes the directory that is handed over."""
     rungs, rung_dir = climb(job, scratch / "rungs")
@@ -290,32 +301,18 @@ def _measured(job: Climb, last: Rung, order: Order, out_dir: Path) -> Proof:
 
 def _write_kit(job: Climb, last: Rung, order: Order, out_dir: Path) -> Proof:
     """The kit beside the graph, with what the graph itself answers as what the device has to reach."""
-    from pipeline.stages.kit import write_evaluation, write_kit
+    from pipeline.stages.kit import kit_of_graph
 
-    preprocessing, found = job.calibration.preprocessing, last.differences[0]
-    with tempfile.TemporaryDirectory() as scratch:
-        evaluation_dir, expected = None, None
-        if preprocessing is not None:
-            evaluation_dir = Path(scratch) / "evaluation"
-            spec = replace(job.floats.inputs[0], layout=layout_of(job.floats.inputs[0]) or "")
-            write_evaluation(evaluation_dir, job.compared, spec, preprocessing)
-        if evaluation_dir is not None and len(job.floats.outputs) == 1 and found.agreement is not None:
-            low, high = wilson_interval(round(found.agreement * found.num_samples), found.num_samples)
-            expected = {"metric": "agreement", "value": found.agreement, "n": found.num_samples}
-            expected["tolerance"] = (high - low) / 2
-        exported = Path(scratch) / "int8"
-        shutil.copytree(out_dir, exported)
-        write_kit(
-            out_dir,
-            name=job.floats.name,
-            target=order.target,
-            options=order.options,
-            min_int8_share=job.demands.min_int8_share,
-            int8_dir=exported,
-            float_dir=job.floats.directory,
-            evaluation_dir=evaluation_dir,
-            expected=expected,
-        )
+    kit_of_graph(
+        out_dir,
+        target=TargetConfig(
+            name=order.target, options=dict(order.options), min_int8_share=job.demands.min_int8_share, device="kit"
+        ),
+        floats=job.floats,
+        samples=job.compared,
+        preprocessing=job.calibration.preprocessing,
+        agreement=last.differences[0].agreement if len(job.floats.outputs) == 1 else None,
+    )
     return Proof(
         why=f"nothing was compiled or measured here; copy kit/ and the program to the device, then: {FIRST_RUN}"
     )

@@ -122,6 +122,7 @@ class CompileReport:
     precision: str
     toolchain: str
     size_mib: float
+    findings: tuple[Finding, ...]
     placement: Placement
     failure: EdgestillError | None = None
 
@@ -134,7 +135,8 @@ class CompileReport:
             {"layer": layer.name, "op": layer.op, "runs in": layer.precision, "MACs": f"{layer.macs:,}"}
             for layer in self.placement.layers
         ]
-        lines = [head, *_placement_lines(self.placement), *table(layers), f"written to {self.out_dir}"]
+        linted = _finding_lines(self.findings) if self.precision == "int8" else []
+        lines = [head, *linted, *_placement_lines(self.placement), *table(layers), f"written to {self.out_dir}"]
         return "\n".join(lines)
 
 

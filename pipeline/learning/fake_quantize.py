@@ -8,11 +8,13 @@ fake_quantize.json. NNCF's telemetry is off, its progress bars and its notes are
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -35,6 +37,7 @@ HANDS_ON = frozenset(
     {"max_pool2d", "flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "dropout"}
 )
 HOOKS = "__nncf_hooks."  # before a hook's name, where the names of NNCF's graph have one
+TINY = 1e-3  # below this range a tensor is looked at: NNCF gives one of zeros about 1e-4
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "fake_quantize.json"
 Kernels = Literal["torch", "extension"]
 
@@ -80,6 +83,7 @@ def insert_fake_quantizers(
     _pin_if_open()
     quantized: nn.Module = _quantize(model.eval(), batches)
     with _quiet(), torch.no_grad():
+        _check_ranges(quantized, batches)
         if wanted.signed:
             _make_signed(quantized)
         if not wanted.both_branches:
@@ -127,6 +131,38 @@ def _quantize(model: Any, batches: Any, ignored: Sequence[str] = ()) -> Any:
             f"{type(model).__name__} cannot be quantized: {_first_line(error)}. "
             "Use operators that the quantizer knows, and fold BatchNorm first."
         ) from None
+
+
+def _check_ranges(quantized: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Raise ModelError for a quantizer whose tensor is no number, or zero on all batches: NNCF gives it a range all the same."""
+    from nncf.torch.quantization.layers import SymmetricQuantizer
+
+    largest: dict[str, float] = {}
+    hooks = []
+    for name, module in quantized.named_modules():
+        if isinstance(module, SymmetricQuantizer) and (
+            bool(module.scale.isnan().any()) or float(module.scale.max()) < TINY
+        ):
+            hooks.append(module.register_forward_pre_hook(partial(_note_largest, largest, name)))
+    if not hooks:
+        return
+    for batch in batches:
+        quantized(batch)
+    for hook in hooks:
+        hook.remove()
+    for name, value in largest.items():
+        if value == 0.0 or not math.isfinite(value):
+            told = "is zero on every calibration sample" if value == 0.0 else "holds NaN or infinity"
+            where = name.removeprefix(HOOKS).partition(".")[2].rpartition("__")[0]
+            raise ModelError(
+                f"the tensor that is quantized at '{where}' {told}, so it has no range. "
+                "Look at that layer's weights, and give calibration samples that reach it."
+            )
+
+
+def _note_largest(largest: dict[str, float], name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    value = float(inputs[0].abs().max())
+    largest[name] = value if math.isnan(value) else max(largest.get(name, 0.0), value)
 
 
 def _make_signed(quantized: nn.Module) -> None:

@@ -7,8 +7,9 @@ expected.json) and edgestill-device.pyz. Nothing was compiled or measured for it
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import numpy as np
 
 from benchmarks.device.first_run import SCHEMA_VERSION
 from benchmarks.pack import PROGRAM, pack_device_program
+from benchmarks.statistics import wilson_interval
 from pipeline.artifacts import ExportedModel, PreparedData, Scores
+from pipeline.calibration import layout_of
 from pipeline.recipe import TargetConfig
-from targets.base import Array, Preprocessing, TensorSpec, read_json, write_json
+from targets.base import Array, Exported, Preprocessing, TensorSpec, read_json, write_json
 
 KIT = "kit"
 
@@ -43,6 +46,48 @@ def kit_of_run(
         evaluation_dir=prepared.evaluation_dir,
         expected=read_json(onnx_scores.dir / "expected.json"),
     )
+
+
+def kit_of_graph(
+    out_dir: Path,
+    *,
+    target: TargetConfig,
+    floats: Exported,
+    samples: Sequence[Mapping[str, Array]],
+    preprocessing: Preprocessing | None,
+    agreement: float | None,
+) -> None:
+    """A kit for the INT8 graph that lies in `out_dir`; `agreement` with float on `samples` is what the device has to reach.
+
+    Without `preprocessing` the samples are no images, and nothing is asked of the device but to build, place and measure.
+    """
+    expected = None
+    with tempfile.TemporaryDirectory() as scratch:
+        evaluation_dir = None if preprocessing is None else Path(scratch) / "evaluation"
+        if preprocessing is not None and evaluation_dir is not None:
+            spec = replace(floats.inputs[0], layout=layout_of(floats.inputs[0]) or "")
+            write_evaluation(evaluation_dir, samples, spec, preprocessing)
+            if agreement is not None:
+                expected = {"metric": "agreement", **_reached(agreement, sum(len(one[spec.name]) for one in samples))}
+        int8_dir = Path(scratch) / "int8"
+        shutil.copytree(out_dir, int8_dir)
+        write_kit(
+            out_dir,
+            name=floats.name,
+            target=target.name,
+            options=target.options,
+            min_int8_share=target.min_int8_share,
+            int8_dir=int8_dir,
+            float_dir=floats.directory,
+            evaluation_dir=evaluation_dir,
+            expected=expected,
+        )
+
+
+def _reached(share: float, num_samples: int) -> dict[str, Any]:
+    """A share with the half width of its 95 % interval as tolerance."""
+    low, high = wilson_interval(round(share * num_samples), num_samples)
+    return {"value": share, "n": num_samples, "tolerance": (high - low) / 2}
 
 
 def write_kit(

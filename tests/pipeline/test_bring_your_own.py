@@ -18,11 +18,13 @@ from benchmarks.device.evaluate import pixels_of
 from benchmarks.device.preprocess import to_input
 from benchmarks.device.record import Record, validate
 from pipeline.bring_your_own import bench_model, compile_model, lint_model, quantize_model
+from pipeline.onnx_ladder import Demands
 from pipeline.stages.bundle import write_bundle
 from pipeline.verb_reports import QuantizeReport
 from targets import make_target
 from targets.base import CompiledModel
 from targets.errors import EdgestillError, IntegrityError, MeasurementError, ModelError, RecipeError, TargetError
+from targets.lint import Finding
 
 node = helper.make_node
 HOPS = (("INT8 graph", "float graph"), ("INT8, compiled", "INT8 graph"), ("INT8, compiled", "float graph"))
@@ -335,3 +337,67 @@ def test_linting_finds_nothing_in_what_we_quantized_and_refuses_float(
     assert [finding.code for finding in float_graph.findings] == ["O01"]
     assert isinstance(float_graph.failure, TargetError)
     assert "O01" in float_graph.text()
+
+
+def test_compiling_int8_runs_the_linter_first_and_fails_with_its_errors(
+    quantized: QuantizeReport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = Finding(code="O99", severity="error", node="conv1", message="stays in float.", advice="Mend it.")
+    monkeypatch.setattr("pipeline.bring_your_own.lint", lambda *_: [found])
+
+    report = compile_model(quantized.out_dir / "model.onnx", target="onnxruntime-cpu", out_dir=tmp_path / "out")
+
+    assert isinstance(report.failure, TargetError)
+    assert "O99 at conv1" in str(report.failure)
+    assert "Mend it." in report.text()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["findings"][0]["code"] == "O99"
+
+
+def test_a_kit_is_written_in_place_of_a_proof_and_says_so(tmp_path: Path) -> None:
+    report = quantize_model(
+        build(tmp_path / "m.onnx"),
+        write_npz(tmp_path / "c.npz", image=(3, 8, 8)),
+        target="tensorrt",
+        out_dir=tmp_path / "out",
+        kit=True,
+    )
+
+    assert (report.failure, report.ships, report.placement, report.rows) == (None, None, None, ())
+    assert "nothing was compiled or measured here" in report.text()
+    assert (tmp_path / "out" / "edgestill-device.pyz").is_file()
+    assert {path.name for path in (tmp_path / "out" / "kit").iterdir()} == {"int8", "float", "kit.json"}  # no images
+    assert (tmp_path / "out" / "kit" / "float" / "model.fp16.onnx").is_file()
+
+
+def test_a_node_that_is_kept_in_float_has_no_quantizer(measured_as: Measure, tmp_path: Path) -> None:
+    measured_as({"int8": 1.0})
+    model = build(tmp_path / "m.onnx")
+    report = quantize_model(
+        model,
+        write_npz(tmp_path / "c.npz", image=(3, 8, 8)),
+        target="openvino-cpu",
+        out_dir=tmp_path / "out",
+        demands=Demands(keep_float=("Gemm_scores",), min_int8_share=0.5),
+    )
+
+    assert report.placement is not None
+    assert [layer.precision for layer in report.placement.layers if layer.macs == 5 * 8] == ["fp32"]
+    assert report.rungs[0]["left_in_float"] == ["Gemm_scores"]
+
+
+def test_int8_that_is_too_unlike_float_climbs_and_then_fails_with_exit_3(measured_as: Measure, tmp_path: Path) -> None:
+    measured_as({"int8": 1.0})
+
+    report = quantize_model(
+        build(tmp_path / "m.onnx"),
+        write_npz(tmp_path / "c.npz", image=(3, 8, 8)),
+        target="openvino-cpu",
+        out_dir=tmp_path / "out",
+        demands=Demands(min_cosine=1.0, min_int8_share=0.0),
+    )
+
+    assert [rung["rung"] for rung in report.rungs] == ["ptq", "equalized", "mixed"]
+    assert report.failure is not None
+    assert report.failure.exit_code == 3
+    assert report.rungs[-1]["left_in_float"]
+    assert report.ships is None

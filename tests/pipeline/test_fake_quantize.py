@@ -161,3 +161,40 @@ def test_nncf_sends_no_telemetry() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "MagicMock"  # NNCF's own stub
+
+
+class Dead(nn.Module):
+    """A ReLU that nothing passes, or a weight that is no number."""
+
+    def __init__(self, *, bias: float, weight: float) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        nn.init.constant_(self.first.bias, bias)
+        self.first.weight.data[0, 0, 0, 0] = weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.second(torch.relu(self.first(x)))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("bias", "weight", "message"),
+    [
+        (-1e3, 0.1, "'/relu/0' is zero on every calibration sample"),
+        (0.0, float("nan"), "'first/conv2d/0' holds NaN or infinity"),
+    ],
+)
+def test_a_tensor_without_a_range_is_named(
+    bias: float, weight: float, message: str, batches: list[torch.Tensor]
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        insert_fake_quantizers(Dead(bias=bias, weight=weight), batches, batches[0][:1])
+
+
+def test_a_dead_channel_is_no_dead_layer(batches: list[torch.Tensor]) -> None:
+    net = Dead(bias=0.0, weight=0.1)
+    net.first.weight.data[1] = 0
+
+    quantized = insert_fake_quantizers(net, batches, batches[0][:1])
+
+    assert torch.isfinite(quantized(batches[0])).all()
