@@ -23,6 +23,7 @@ from pipeline.graphs.activations import check_activations, check_names, name_nod
 from pipeline.graphs.bias_correction import correct_biases
 from pipeline.graphs.equalization import equalize
 from pipeline.graphs.files import HALF_DIALECTS, describe, export_graph, export_half, read_graph
+from pipeline.graphs.hard_swish import fuse_hard_swish
 from pipeline.graphs.proof import REWRITES_FILE, apply_proved
 from pipeline.learning.fake_quantize import quantize_graph
 from pipeline.schemes import scheme_of
@@ -77,6 +78,7 @@ def prepare(model_path: Path, calibration: Iterable[Sample]) -> tuple[ir.Model, 
     if not samples:
         raise DataError("calibration holds no sample: ranges cannot be set. Give some hundred real inputs.")
     floats = ir.from_proto(_optimized(graph, model_path))
+    fuse_hard_swish(floats)
     name_nodes(floats)
     check_activations(floats, samples)
     return floats, samples
