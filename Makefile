@@ -20,7 +20,7 @@ types: .venv/installed
 	mypy
 
 unit: .venv/installed build/tensorrt-10 build/tensorrt-11
-	pytest -q
+	pytest -q -n 2 --dist loadfile
 
 # TensorRT's Python bindings without its libraries, for tests/targets/test_tensorrt_contract.py: imported over stand-ins, never run.
 build/tensorrt-%: tests/targets/standins/tensorrt-%.txt .venv/installed

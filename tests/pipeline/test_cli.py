@@ -122,7 +122,8 @@ def test_ctrl_c_ends_with_130_and_says_that_nothing_is_lost(edgestill: Cli, monk
 def test_a_real_sigint_to_a_waiting_run_ends_with_130(tiny_recipe: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "r" / "tiny").mkdir(parents=True)
     code = (
-        "import fcntl, sys, os\n"
+        "import fcntl, signal, sys, os\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job begins with it ignored
         f"held = open({str(tmp_path / 'r' / 'tiny' / '.lock')!r}, 'a+'); fcntl.flock(held, fcntl.LOCK_EX)\n"
         "from pipeline.cli import main\n"
         f"sys.argv = ['edgestill', 'run', {str(tiny_recipe())!r}, '--runs', {str(tmp_path / 'r')!r}]\nmain()"
