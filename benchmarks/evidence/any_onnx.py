@@ -121,7 +121,9 @@ def quantize(path: Path, target: str, images: Path, folder: Path) -> dict[str, A
     argv += ["--target", target, "--out", str(folder / f"{path.stem}-{target}"), "--resize", str(SIZE)]
     argv += ["--mean", _joined(PREPROCESSING.mean), "--std", _joined(PREPROCESSING.std), "--samples", "100"]
     if metric := METRICS.get(path.stem):
-        argv += ["--metric", metric, "--min-metric", "0.5", "--allow-code"]
+        argv += ["--metric", metric, "--min-metric", "0.2", "--allow-code"]
+    else:  # random weights: whether INT8 is like float is told, and not gated
+        argv += ["--min-cosine", "0"]
     report = json.loads(subprocess.run(argv, stdout=subprocess.PIPE, check=False).stdout)
     return {key: report.get(key) for key in KEPT}
 
