@@ -9,9 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from benchmarks.comparison import Comparison
     from benchmarks.device.verify import verify_bundle
     from benchmarks.report import render_report
+    from benchmarks.selftest import SelfTest
     from pipeline.bring_your_own import bench_model, compile_model, lint_model, quantize_model
+    from pipeline.compare_models import compare_models, selftest_model
     from pipeline.onnx_ladder import Demands
     from pipeline.own_module import quantize_module
     from pipeline.recipe import Recipe, load_recipe, recipe_schema
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BenchReport",
     "BudgetError",
+    "Comparison",
     "CompileReport",
     "DataError",
     "Demands",
@@ -48,9 +52,11 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "RunResult",
+    "SelfTest",
     "TargetError",
     "TrainingError",
     "bench_model",
+    "compare_models",
     "compile_model",
     "lint_model",
     "load_recipe",
@@ -59,13 +65,17 @@ __all__ = [
     "recipe_schema",
     "render_report",
     "run_recipe",
+    "selftest_model",
     "verify_bundle",
 ]
 
 _HOMES = {
+    "benchmarks.comparison": ("Comparison",),
     "benchmarks.device.verify": ("verify_bundle",),
     "benchmarks.report": ("render_report",),
+    "benchmarks.selftest": ("SelfTest",),
     "pipeline.bring_your_own": ("bench_model", "compile_model", "lint_model", "quantize_model"),
+    "pipeline.compare_models": ("compare_models", "selftest_model"),
     "pipeline.onnx_ladder": ("Demands",),
     "pipeline.own_module": ("quantize_module",),
     "pipeline.recipe": ("Recipe", "load_recipe", "recipe_schema"),

@@ -37,6 +37,37 @@ def wilcoxon_greater_p(differences: Values) -> float:
     return float(stats.wilcoxon(values, alternative="greater", method="exact").pvalue)
 
 
+def hodges_lehmann_interval(differences: Values, confidence: float = 0.95) -> Interval | None:
+    """Exact interval of the Hodges-Lehmann shift: the shifts that Wilcoxon's two-sided test would not refuse.
+
+    The Walsh averages W_(c+1) and W_(M-c) with the largest c whose P(T+ <= c) is at most (1 - confidence) / 2; None where
+    there is no such c (95 % needs n >= 6). Hollander, Wolfe and Chicken, Nonparametric Statistical Methods, 3.3.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    rows, columns = np.triu_indices(values.size)
+    walsh = np.sort((values[rows] + values[columns]) / 2.0)
+    c = int(np.searchsorted(signed_rank_cdf(values.size), (1 - confidence) / 2, side="right")) - 1
+    return None if c < 0 else (float(walsh[c]), float(walsh[walsh.size - 1 - c]))
+
+
+def signed_rank_cdf(n: int) -> npt.NDArray[np.float64]:
+    """P(T+ <= t), t = 0 .. n (n + 1) / 2, of Wilcoxon's signed-rank sum without ties: every sign is a fair coin."""
+    mass = np.ones(1)
+    for rank in range(1, n + 1):
+        mass = (np.concatenate([mass, np.zeros(rank)]) + np.concatenate([np.zeros(rank), mass])) / 2
+    return np.cumsum(mass)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p-values, in the order given: reject those below alpha, and at most alpha are wrong."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
 def median_interval(values: Values, confidence: float = 0.95) -> Interval | None:
     """Order-statistic interval of the median, free of any distribution; None where there are too few values.
 

@@ -17,13 +17,15 @@ from typing import Any
 from benchmarks.bench import Arm, compare_speed, measure_arms
 from benchmarks.device.measure import PRESETS
 from benchmarks.device.record import Record
-from benchmarks.device.verify import MANIFEST, check_files, check_machine
+from benchmarks.device.verify import check_machine
 from benchmarks.pack import FIRST_RUN
+from benchmarks.records import write_records
 from pipeline.calibration import Calibration, read_calibration
 from pipeline.gates import ERROR_OF_GATE, Gate, first_failure, lint_gate, placement_gate, why_not
 from pipeline.graphs.files import HALF_DIALECTS, describe, read_graph
 from pipeline.onnx_ladder import Climb, Demands, Rung, climb
 from pipeline.own_graph import check_runs, float_graph, import_fixed, import_float
+from pipeline.own_model import compiled_in
 from pipeline.progress import Progress, Quiet
 from pipeline.recipe import TargetConfig
 from pipeline.schemes import dialect_of, scheme_of
@@ -31,7 +33,7 @@ from pipeline.verb_reports import MIB, BenchReport, CompileReport, LintReport, Q
 from pipeline.workbench import REPORT_FILE, Workbench, whole_directory
 from targets import make_target
 from targets.base import CompiledModel, Exported, Placement, write_json
-from targets.errors import EdgestillError, MeasurementError, ModelError, RecipeError
+from targets.errors import EdgestillError, MeasurementError, RecipeError
 from targets.lint import Finding, lint
 
 INT8 = "int8"
@@ -187,14 +189,15 @@ def bench_model(
     out_dir: Path,
     preset: str = "ci",
     launches: int | None = None,
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Measure an ONNX file in each precision that the target offers for it, or a compiled directory, or a bundle, as it is.
 
     What is compiled already brings its own target and options; `target` and `options` are then not looked at. An
-    untrustworthy measurement is written and in `failure` (exit 7), but for preset smoke, which claims nothing.
+    untrustworthy measurement is written and marked; under `strict` it is in `failure` (exit 7) as well.
     """
-    compiled_dir = _compiled_in(model)
+    compiled_dir = compiled_in(model)
     if compiled_dir is not None:
         compiled = CompiledModel.load(compiled_dir)
         check_machine(compiled)
@@ -223,7 +226,7 @@ def bench_model(
             target=target,
             preset=preset,
             rows=rows,
-            failure=_untrustworthy(rows, preset),
+            failure=_untrustworthy(rows) if strict else None,
         )
         write_json(partial / REPORT_FILE, report.to_json())
     return report
@@ -338,7 +341,7 @@ def _measure(bench: Workbench, arms: Sequence[Arm], order: Order, out_dir: Path)
             on_progress=lambda done, total, detail: task.advance(1, f"{detail} ({done}/{total})"),
         )
     by_arm = {arm.name: record for arm, record in zip(arms, records, strict=True)}
-    write_json(out_dir / "bench" / "records.json", {name: record.to_json() for name, record in by_arm.items()})
+    write_records(out_dir / "bench", by_arm, {arm.name: arm.placement for arm in arms})
     return by_arm
 
 
@@ -373,24 +376,11 @@ def _failure(gates: Sequence[Gate], target: str) -> EdgestillError | None:
     )
 
 
-def _untrustworthy(rows: Sequence[Row], preset: str) -> EdgestillError | None:
-    """Preset smoke claims nothing, so nothing of it can be untrue."""
+def _untrustworthy(rows: Sequence[Row]) -> EdgestillError | None:
     disturbed = [row.arm for row in rows if not row.valid]
-    if preset == "smoke" or not disturbed:
+    if not disturbed:
         return None
     return MeasurementError(
         f"{', '.join(disturbed)}: half of the launches or more were disturbed, so the figures cannot be trusted. "
         "Measure again on a quiet machine; what was measured is kept."
     )
-
-
-def _compiled_in(model: Path) -> Path | None:
-    """The compiled directory that `model` is or, as a bundle, holds; None for an ONNX file."""
-    if not model.is_dir():
-        return None
-    if (model / MANIFEST).is_file():
-        check_files(model)
-        return model / "model"
-    if (model / "compiled.json").is_file():
-        return model
-    raise ModelError(f"{model} is neither a compiled directory nor a bundle. Give one of these, or an ONNX file.")

@@ -144,3 +144,43 @@ def test_a_proportion_of_nothing_is_refused() -> None:
         statistics.wilson_interval(1, 0)
     with pytest.raises(ValueError, match="paired"):
         statistics.paired_difference(np.array([True]), np.array([True, False]))
+
+
+@pytest.mark.parametrize("n", range(1, 11))
+def test_signed_rank_distribution_is_that_of_all_sign_patterns(n: int) -> None:
+    sums = [np.dot(range(1, n + 1), signs) for signs in itertools.product([0, 1], repeat=n)]
+
+    expected = [np.mean([rank_sum <= t for rank_sum in sums]) for t in range(n * (n + 1) // 2 + 1)]
+    assert statistics.signed_rank_cdf(n).tolist() == pytest.approx(expected)
+
+
+@given(st.lists(st.integers(-(10**6), 10**6).map(lambda value: value / 977), min_size=6, max_size=9, unique=True))
+def test_the_interval_of_the_shift_holds_what_the_two_sided_test_would_not_refuse(values: list[float]) -> None:
+    interval = statistics.hodges_lehmann_interval(values)
+    assert interval is not None
+    low, high = interval
+    width = max(high - low, 1e-6)
+
+    def p_of(shift: float) -> float:
+        return float(stats.wilcoxon(np.array(values) - shift, method="exact").pvalue)
+
+    assert p_of(low - 1e-7 * width) <= 0.05 < p_of(low + 1e-7 * width)
+    assert p_of(high + 1e-7 * width) <= 0.05 < p_of(high - 1e-7 * width)
+
+
+def test_the_interval_of_the_shift_needs_six_pairs() -> None:
+    assert statistics.hodges_lehmann_interval([1.0, 2, 3, 4, 5]) is None
+    assert statistics.hodges_lehmann_interval([1.0, 2, 3, 4, 5, 6]) == (1.0, 6.0)
+
+
+def test_holm_on_the_example_of_a_textbook() -> None:
+    # Four tests at 0.05: 0.005 and 0.01 are refused, 0.03 is not (2 x 0.03 > 0.05), so 0.04 is not either.
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@given(st.lists(st.floats(0, 1), max_size=6))
+def test_holm_lies_between_nothing_and_bonferroni_and_keeps_the_order(ps: list[float]) -> None:
+    adjusted = statistics.holm(ps)
+
+    assert all(p <= q <= min(1.0, p * len(ps)) + 1e-12 for p, q in zip(ps, adjusted, strict=True))
+    assert [adjusted[i] for i in np.argsort(ps, kind="stable")] == sorted(adjusted)

@@ -285,19 +285,21 @@ def test_benching_an_onnx_file_measures_every_float_precision(measured_as: Measu
     assert (tmp_path / "out" / "bench" / "records.json").is_file()
 
 
-def test_a_disturbed_measurement_is_a_failure_unless_it_claims_nothing(measured_as: Any, tmp_path: Path) -> None:
+def test_a_disturbed_measurement_is_marked_and_a_failure_where_strictness_is_asked_for(
+    measured_as: Any, tmp_path: Path
+) -> None:
     measured_as({}, valid=False)
     model = build(tmp_path / "m.onnx")
 
-    smoke, ci = (
-        bench_model(model, target="onnxruntime-cpu", out_dir=tmp_path / preset, preset=preset)
-        for preset in ("smoke", "ci")
+    told, strict = (
+        bench_model(model, target="onnxruntime-cpu", out_dir=tmp_path / str(strict), preset="ci", strict=strict)
+        for strict in (False, True)
     )
 
-    assert smoke.failure is None
-    assert isinstance(ci.failure, MeasurementError)
-    assert "not trustworthy: fp32" in smoke.text()
-    assert (tmp_path / "ci" / "report.json").is_file()
+    assert told.failure is None
+    assert isinstance(strict.failure, MeasurementError)
+    assert "not trustworthy: fp32" in told.text()
+    assert (tmp_path / "True" / "report.json").is_file()
 
 
 def test_a_bundle_is_checked_before_it_is_measured(

@@ -1,0 +1,94 @@
+"""Verbs that measure, and verbs on what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.app import AsJson, Launches, Option, OutDir, Preset, TargetName, Threads, answer, app, target_options
+from pipeline.progress import open_progress
+
+Strict = Annotated[bool, typer.Option("--strict", help="exit 7 where half of the launches or more were disturbed")]
+
+
+@app.command()
+def bench(
+    model: Annotated[Path, typer.Argument(help="an ONNX file, a compiled directory or a bundle", metavar="MODEL")],
+    target: TargetName = "onnxruntime-cpu",
+    out: OutDir = Path("bench"),
+    threads: Threads = 1,
+    option: Option = None,
+    preset: Preset = "ci",
+    launches: Launches = None,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure latency, throughput, load and memory of a model in fresh processes on this machine."""
+    from pipeline.bring_your_own import bench_model
+
+    report = bench_model(
+        model,
+        target=target,
+        options=target_options(target, threads, option),
+        out_dir=out,
+        preset=preset,
+        launches=launches,
+        strict=strict,
+        progress=open_progress(),
+    )
+    answer(report, as_json)
+
+
+@app.command()
+def compare(
+    a: Annotated[
+        Path,
+        typer.Argument(
+            help="an ONNX file, a compiled directory, a bundle, or a recorded run (DIR or DIR:ARM)", metavar="A"
+        ),
+    ],
+    b: Annotated[Path, typer.Argument(help="what is judged against A", metavar="B")],
+    target: TargetName = "onnxruntime-cpu",
+    precision: Annotated[str | None, typer.Option(help="for float ONNX files: fp32 (default) or bf16")] = None,
+    out: OutDir = Path("compare"),
+    threads: Threads = 1,
+    option: Option = None,
+    preset: Annotated[
+        str | None, typer.Option(help="smoke, ci or release; ci by default, smoke with --selftest", metavar="NAME")
+    ] = None,
+    launches: Launches = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="p25, peak RSS, load or size; may be given several times; all by default")
+    ] = None,
+    max_p99_ms: Annotated[float | None, typer.Option(help="the budget of B's p99: exit 4 beyond it")] = None,
+    junit: Annotated[Path | None, typer.Option(help="write the verdicts as JUnit XML to this file")] = None,
+    strict: Strict = False,
+    selftest: Annotated[
+        bool, typer.Option("--selftest", help="A against itself: the false-alarm rate and the power on this machine")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Is B slower, larger or hungrier than A? Interleaved launches, an exact test; exit 4 when worse."""
+    from benchmarks.compare import NAMES
+    from pipeline.compare_models import compare_models, selftest_model
+
+    common: dict[str, Any] = {
+        "target": target,
+        "options": target_options(target, threads, option),
+        "precision": precision,
+        "out_dir": out,
+        "preset": preset or ("smoke" if selftest else "ci"),
+        "launches": launches,
+        "progress": open_progress(),
+    }
+    if selftest:
+        if a != b:
+            raise typer.BadParameter("--selftest measures one model: give it as A and as B")
+        answer(selftest_model(a, **common), as_json)
+        return
+    found = compare_models(a, b, metrics=metric or NAMES, max_p99_ms=max_p99_ms, strict=strict, **common)
+    if junit is not None:
+        junit.write_text(found.junit(), encoding="utf-8")
+    answer(found, as_json)
