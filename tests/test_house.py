@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.documents import documents, filled, printed
+
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE_FILES = sorted([*(ROOT / "targets").rglob("*.py"), *(ROOT / "benchmarks" / "device").rglob("*.py")])
 
@@ -23,15 +25,21 @@ def test_device_side_files_parse_as_python_3_10(path: Path) -> None:
     ast.parse(path.read_text(), feature_version=(3, 10))
 
 
-def test_the_readme_table_is_what_its_command_prints() -> None:
-    from benchmarks.headline import headline
-    from targets.base import read_json
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_a_document_holds_nothing_but_what_its_commands_print(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
 
-    readme = (ROOT / "README.md").read_text()
-    marked = re.search(r"<!-- results: python -m benchmarks\.headline (\S+) -->\n(.*?)\n<!-- end -->", readme, re.S)
+    assert filled(text) == text
 
-    assert marked is not None
-    assert marked[2].strip() == headline(read_json(ROOT / marked[1])).strip()
+
+def test_only_what_stands_in_a_place_is_replaced() -> None:
+    command = "benchmarks.headline docs/results/fashion_mnist.json"
+    begin, end = f"<!-- results: python -m {command} -->\n", "<!-- end -->"
+
+    text = filled(f"before\n{begin}old\n{end}\nafter <!-- end -->")
+
+    assert text == f"before\n{begin}{printed(command)}\n{end}\nafter <!-- end -->"
+    assert "wrn_16_2" in printed(command)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])

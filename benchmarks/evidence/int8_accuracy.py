@@ -26,7 +26,12 @@ SMALL_INPUT = "[[1,16,1,1],[6,24,2,1],[6,32,3,2],[6,64,4,2],[6,96,3,1],[6,160,3,
 ADAMW = ("distill.train.optimizer=adamw", "distill.train.weight_decay=0.01")
 STUDENTS: dict[str, tuple[str, ...]] = {
     "resnet20": (),
-    "mobilenetv3_small": ("distill.model=timm:mobilenetv3_small_100", "distill.train.lr=0.002", *ADAMW),
+    "mobilenetv3_small": (
+        "distill.model=timm:mobilenetv3_small_100",
+        "distill.train.lr=0.002",
+        "quantize.train.epochs=3",
+        *ADAMW,
+    ),
     "mobilenet_v2": (
         "distill.model=torchvision:mobilenet_v2",
         f"distill.args={{width_mult: 0.35, inverted_residual_setting: {SMALL_INPUT}}}",

@@ -5,7 +5,7 @@
 DIR, W and A as in `benchmarks.evidence.efficientnet_lite0`. A round launches each arm of a net once, in a random order, in a
 process of its own; then OpenVINO's benchmark_app compares our graph with NNCF's. Prints each goal with what was reached and
 writes everything to --out. Killed and started again, it goes on with the next round. `--show FILE` prints a stored result,
-`--show FILE --into docs/peers.md` puts it there.
+`python -m benchmarks.documents` puts it into docs/peers.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.peers.comparison import compare, entry_of, float_entries
 from benchmarks.peers.environments import PEERS
 from benchmarks.peers.images import Images, prepare_images
 from benchmarks.peers.kept import DECIDING, sources
-from benchmarks.peers.table import fill, table
+from benchmarks.peers.table import table
 from benchmarks.peers.trial import Bench, local_bench
 from targets.base import read_json, sha256_file, write_json
 from targets.errors import EdgestillError
@@ -43,9 +43,6 @@ def main(argv: Sequence[str]) -> int:
     arguments = _arguments(argv)
     try:
         document = read_json(arguments.show) if arguments.show else _measure_all(arguments)
-        if arguments.into is not None:
-            fill(arguments.into, f"python -m benchmarks.evidence.int8_speed --show {arguments.show}", text(document))
-            return 0
     except EdgestillError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -184,7 +181,6 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/int8-speed"), help="what is made on the way, kept")
     parser.add_argument("--out", type=Path, help="the JSON file to write")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print a stored result, and no more")
-    parser.add_argument("--into", type=Path, metavar="DOCUMENT", help="with --show: put it into this document")
     arguments = parser.parse_args(argv)
     absent = [name for name in ("images", "weights", "architecture", "out") if getattr(arguments, name) is None]
     if arguments.show is None and absent:

@@ -1,7 +1,6 @@
 """The table of docs/peers.md, from what a comparison stored: `python -m benchmarks.peers.table docs/results/peers.json`.
 
-Prints Markdown, or puts it into a document (`--into docs/peers.md`) between the line that names this command and the next
-end mark: no number stands in a document that a file of the repository does not hold.
+Prints Markdown; `python -m benchmarks.documents` puts it into the document.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from targets.base import read_json
-from targets.errors import EdgestillError, RecipeError
+from targets.errors import EdgestillError
 
 COLUMNS = (
     "target",
@@ -87,29 +86,13 @@ def _line(cells: list[str] | tuple[str, ...]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def fill(path: Path, command: str, text: str) -> None:
-    """Put `text` between `<!-- results: COMMAND -->` and the next `<!-- end -->`. Raises RecipeError without such a place."""
-    document = path.read_text(encoding="utf-8")
-    begin = f"<!-- results: {command} -->\n"
-    before, found, after = document.partition(begin)
-    _, end, rest = after.partition("<!-- end -->")
-    if not found or not end:
-        raise RecipeError(f"--into {path}: no line '{begin.strip()}' with an end mark after it. Write both there.")
-    path.write_text(f"{before}{begin}{text}\n{end}{rest}", encoding="utf-8")
-
-
 def main(argv: Sequence[str]) -> int:
-    """Print the table, or put it where it belongs."""
+    """Print the table; returns the exit code."""
     parser = argparse.ArgumentParser(prog="benchmarks.peers.table", description=__doc__.partition("\n")[0])
     parser.add_argument("result", type=Path)
-    parser.add_argument("--into", type=Path, metavar="DOCUMENT")
     arguments = parser.parse_args(argv)
     try:
-        text = table(read_json(arguments.result))
-        if arguments.into is None:
-            print(text)
-        else:
-            fill(arguments.into, f"python -m benchmarks.peers.table {arguments.result}", text)
+        print(table(read_json(arguments.result)))
     except EdgestillError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -20,7 +20,6 @@ from PIL import Image
 from benchmarks.bench import Arm, measure_arms
 from benchmarks.device.preprocess import load_evaluation
 from benchmarks.device.record import Record
-from benchmarks.evidence.int8_speed import text
 from benchmarks.peers import candidates, comparison, environments, quantizers
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.candidates import Candidate, make_peer
@@ -30,10 +29,10 @@ from benchmarks.peers.images import Images, labels_of, prepare_images
 from benchmarks.peers.kept import kept
 from benchmarks.peers.ratios import faster, not_slower, paired_ratio
 from benchmarks.peers.rounds import joined
-from benchmarks.peers.table import fill, table
+from benchmarks.peers.table import table
 from benchmarks.peers.trial import Trial, accuracy, agreement, cosines, local_bench, specs_of, try_graph
-from targets.base import LayerPlacement, Placement, Preprocessing, TensorSpec, read_json
-from targets.errors import DataError, ModelError, RecipeError, TargetError
+from targets.base import LayerPlacement, Placement, Preprocessing, TensorSpec
+from targets.errors import DataError, ModelError, TargetError
 
 HERE = Path(environments.__file__).parent
 ROOT = HERE.parents[1]
@@ -371,33 +370,6 @@ def test_the_table_has_a_line_a_row_and_says_who_gave_no_result() -> None:
     assert {line.count("|") for line in lines[:4]} == {10}
     assert "onnx 1.23, onnx of Old 1.21" in lines[5]
     assert lines[5].endswith("were disturbed: onnxruntime-cpu Good.")
-
-
-def test_a_table_replaces_the_one_that_its_command_wrote_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "peers.md"
-    path.write_text("a\n<!-- results: one -->\nold\n<!-- end -->\nb\n<!-- results: two -->\nkept\n<!-- end -->\n")
-
-    fill(path, "one", "new")
-    fill(path, "one", "newer")
-
-    assert path.read_text() == (
-        "a\n<!-- results: one -->\nnewer\n<!-- end -->\nb\n<!-- results: two -->\nkept\n<!-- end -->\n"
-    )
-    with pytest.raises(RecipeError, match="three"):
-        fill(path, "three", "new")
-
-
-def test_the_document_holds_nothing_but_what_its_commands_print() -> None:
-    marked = re.findall(r"<!-- results: python -m (\S+) (.*?) -->\n(.*?)<!-- end -->", DOCUMENT.read_text(), re.S)
-    printed = {
-        "benchmarks.peers.table": lambda result: table(read_json(ROOT / result)),
-        "benchmarks.evidence.int8_speed": lambda result: text(read_json(ROOT / result.removeprefix("--show "))),
-    }
-
-    assert [module for module, _, _ in marked] == list(printed)
-    for module, result, written in marked:
-        if written.strip():  # not measured yet: nothing stands there
-            assert written.strip() == printed[module](result).strip()
 
 
 # The command
