@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.evidence.models import calibrate_batchnorm, photographs
-from targets.base import Array, Preprocessing, write_json
+from targets.base import Array, Preprocessing, read_json, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,9 +59,15 @@ def _mean_iou(expected: Answers, got: Answers) -> float:
 def main(argv: Sequence[str]) -> None:
     """Export both nets, run the command for each target, write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--show", type=Path, help="print a stored result")
     arguments = parser.parse_args(argv)
+    if arguments.show:
+        print(text(read_json(arguments.show)["models"]))
+        return
+    if not (arguments.images and arguments.out):
+        parser.error("--images and --out are needed, or --show FILE")
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in OUTPUTS:

@@ -1,4 +1,4 @@
-"""Every code block of docs/bring-your-own.md, run in their order in one empty folder."""
+"""The code blocks of the documents, run in one empty folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,3 +73,18 @@ def test_every_block_of_bring_your_own_does_what_it_says(workplace: Path, monkey
         path.name for path in workplace.iterdir()
     }
     assert list((workplace / "runs" / "own2").glob("distill-*/stage.json"))
+
+
+def test_the_example_of_a_comparison_from_python_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (DOCS / "compare.md").read_text(encoding="utf-8")
+    (example,) = [code for language, code in BLOCK.findall(text) if language == "python"]
+    for name in ("old", "new"):
+        run_command(f"edgestill compile model.onnx --out {name}", monkeypatch)
+    names: dict[str, Any] = {}
+
+    quick = example.replace('preset="ci"', 'preset="smoke", launches=1')
+    assert quick != example
+    exec(compile(quick, "docs/compare.md", "exec"), names)  # noqa: S102
+
+    assert names["found"].verdict == "cannot tell"  # one pair proves nothing
+    assert (workplace / "session" / "samples").is_dir()

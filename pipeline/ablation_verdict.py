@@ -1,0 +1,81 @@
+"""Does an arm help? Paired differences over seeds, an interval, and one of four words.
+
+`helps` and `hurts`: the paired t test (Holm over all arms of the ablation) gives p < 0.05. `no difference`: the 95 % interval
+lies within half a point. `too few seeds`: neither, and how many would decide. Differences are fractions, not points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.statistics import Interval, holm
+from targets.errors import RecipeError
+
+HELPS, HURTS, NO_DIFFERENCE, TOO_FEW = "helps", "hurts", "no difference", "too few seeds"
+ALPHA = 0.05
+NEGLIGIBLE = 0.005  # half a point of accuracy: gains below it are within seed noise or selection in published logs
+MAX_SEEDS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmVerdict:
+    """One arm against the baseline, over the seeds that both have."""
+
+    arm: str
+    num_seeds: int
+    mean: float
+    ci95: Interval
+    p: float  # Holm's, two-sided
+    verdict: str
+    seeds_needed: int | None  # too few seeds: this many would decide, if the spread stays as it is
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def verdicts(differences: Mapping[str, Sequence[float]]) -> list[ArmVerdict]:
+    """Arm -> its accuracy minus the baseline's, a value a seed. Raises RecipeError for an arm of fewer than two seeds."""
+    if lonely := [arm for arm, values in differences.items() if len(values) < 2]:
+        raise RecipeError(
+            f"arm '{lonely[0]}' has fewer than two seeds: there is no spread to judge by. Give five or more."
+        )
+    adjusted = holm([_p(values) for values in differences.values()])
+    return [_judged(arm, values, p) for (arm, values), p in zip(differences.items(), adjusted, strict=True)]
+
+
+def half_width(sd: float, num_seeds: int) -> float:
+    """Of the 95 % t interval of a mean."""
+    return float(stats.t.ppf(1 - ALPHA / 2, num_seeds - 1)) * sd / math.sqrt(num_seeds)
+
+
+def _judged(arm: str, values: Sequence[float], p: float) -> ArmVerdict:
+    n, mean, sd = len(values), float(np.mean(values)), float(np.std(values, ddof=1))
+    reach = half_width(sd, n)
+    low, high = mean - reach, mean + reach
+    if p < ALPHA:
+        verdict = HELPS if mean > 0 else HURTS
+    elif low > -NEGLIGIBLE and high < NEGLIGIBLE:
+        verdict = NO_DIFFERENCE
+    else:
+        verdict = TOO_FEW
+    needed = _seeds_needed(mean, sd, n) if verdict == TOO_FEW else None
+    return ArmVerdict(arm=arm, num_seeds=n, mean=mean, ci95=(low, high), p=p, verdict=verdict, seeds_needed=needed)
+
+
+def _p(values: Sequence[float]) -> float:
+    """Two-sided, of the paired t test. Without any spread the mean decides."""
+    if len(set(values)) == 1:
+        return 1.0 if values[0] == 0 else 0.0
+    return float(stats.ttest_1samp(values, 0.0).pvalue)
+
+
+def _seeds_needed(mean: float, sd: float, num_seeds: int) -> int | None:
+    """The fewest with an interval that excludes zero or lies within half a point, were mean and spread the true ones."""
+    reach = max(abs(mean), NEGLIGIBLE - abs(mean))
+    return next((n for n in range(num_seeds + 1, MAX_SEEDS + 1) if half_width(sd, n) < reach), None)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from pipeline.ablation_verdict import HELPS, HURTS, NO_DIFFERENCE, TOO_FEW, half_width, verdicts
+from targets.errors import RecipeError
+
+SEED_SD = 0.003  # of a difference between two arms of ResNet-20 size on CIFAR-10
+DIFFERENCES = st.lists(st.floats(-0.05, 0.05), min_size=3, max_size=8, unique=True)
+
+
+def only(values: list[float]) -> str:
+    (found,) = verdicts({"arm": values})
+    return found.verdict
+
+
+def test_the_four_words() -> None:
+    assert only([0.020, 0.022, 0.018, 0.021, 0.019]) == HELPS
+    assert only([-0.020, -0.022, -0.018, -0.021, -0.019]) == HURTS
+    assert only([0.001, -0.001, 0.0005, -0.0005, 0.0002]) == NO_DIFFERENCE
+    assert only([0.02, -0.015, 0.01, -0.01, 0.005]) == TOO_FEW
+
+
+@given(DIFFERENCES)
+def test_interval_and_p_are_those_of_the_paired_t_test(values: list[float]) -> None:
+    (found,) = verdicts({"arm": values})
+
+    result = stats.ttest_1samp(values, 0.0)
+    interval = result.confidence_interval(0.95)
+    assert found.ci95 == pytest.approx((interval.low, interval.high), abs=1e-12)
+    assert found.p == pytest.approx(result.pvalue)
+
+
+@given(DIFFERENCES)
+def test_help_seen_from_the_other_side_is_harm(values: list[float]) -> None:
+    mirrored = {HELPS: HURTS, HURTS: HELPS}
+
+    assert only([-value for value in values]) == mirrored.get(only(values), only(values))
+
+
+@given(DIFFERENCES.filter(lambda values: np.std(values) > 1e-4))
+def test_the_seeds_that_are_said_to_decide_do_and_one_fewer_do_not(values: list[float]) -> None:
+    (found,) = verdicts({"arm": values})
+    if found.verdict != TOO_FEW or found.seeds_needed is None:
+        return
+
+    sd, reach = float(np.std(values, ddof=1)), max(abs(found.mean), 0.005 - abs(found.mean))
+    assert half_width(sd, found.seeds_needed) < reach
+    assert found.seeds_needed == len(values) + 1 or half_width(sd, found.seeds_needed - 1) >= reach
+
+
+def test_the_more_arms_the_more_a_claim_must_show() -> None:
+    weak = [0.004, 0.009, 0.002, 0.007, 0.001]
+    noise = np.random.default_rng(0).normal(0, SEED_SD, (7, 5)).tolist()
+
+    (alone,) = verdicts({"arm": weak})
+    among = verdicts({"arm": weak} | {f"other {i}": values for i, values in enumerate(noise)})[0]
+
+    assert alone.verdict == HELPS
+    assert among.p == pytest.approx(min(1.0, 8 * alone.p))
+    assert among.verdict == TOO_FEW
+
+
+@pytest.mark.parametrize("num_seeds", [3, 5, 8])
+def test_arms_that_are_the_same_are_told_apart_in_at_most_one_of_twenty(num_seeds: int) -> None:
+    spread = np.random.default_rng(num_seeds).normal(0, SEED_SD, (2000, num_seeds))
+
+    wrong = sum(only(values.tolist()) in (HELPS, HURTS) for values in spread)
+
+    assert stats.binomtest(wrong, 2000, 0.05, alternative="greater").pvalue > 1e-3
+
+
+def test_identical_results_are_no_difference_and_one_seed_is_no_ablation() -> None:
+    assert only([0.0, 0.0, 0.0]) == NO_DIFFERENCE
+    with pytest.raises(RecipeError, match="arm 'arm' has fewer than two seeds"):
+        only([0.1])
