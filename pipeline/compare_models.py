@@ -132,8 +132,8 @@ def _check(preset: str, metrics: Sequence[str]) -> None:
 
 def _recorded(given: Path) -> Stored | None:
     """The record at PATH or PATH:ARM; None for a model. Raises RecipeError where PATH holds several and none is named."""
-    text = str(given)
-    path, arm = (given, "") if given.exists() else (Path(text.rpartition(":")[0]), text.rpartition(":")[2])
+    before, colon, after = str(given).rpartition(":")
+    path, arm = (Path(before), after) if colon and not given.exists() else (given, "")
     if path.suffix == ".onnx" or not path.exists() or is_compiled(path):
         return None
     if path.is_dir() and not any(path.rglob(RECORDS_FILE)):

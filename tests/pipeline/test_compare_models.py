@@ -177,6 +177,7 @@ def test_what_cannot_be_compared_is_refused_in_words(edgestill: Any, measured: P
         (lambda: compare_models(model, Path(f"{run}:A")), RecipeError, "one is a recorded run, the other a model"),
         (lambda: compare_models(run, Path(f"{run}:A")), RecipeError, "2 of the records there are meant"),
         (lambda: compare_models(Path(f"{run}:C"), run), RecipeError, "0 of the records there are meant"),
+        (lambda: compare_models(model, Path("absent")), ModelError, "absent"),
         (lambda: compare_models(model, tmp_path), ModelError, "neither a compiled directory nor a bundle"),
         (lambda: compare_models(model, model, metrics=["p98"]), RecipeError, "--metric p98"),
         (lambda: compare_models(model, model, preset="long"), RecipeError, "--preset long"),
