@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchmarks.comparison import Comparison
     from benchmarks.device.verify import verify_bundle
+    from benchmarks.profile_report import Profile
     from benchmarks.report import render_report
     from benchmarks.selftest import SelfTest
     from pipeline.bring_your_own import bench_model, compile_model, lint_model, quantize_model
     from pipeline.compare_models import compare_models, selftest_model
     from pipeline.onnx_ladder import Demands
     from pipeline.own_module import quantize_module
+    from pipeline.profile_model import profile_model
     from pipeline.recipe import Recipe, load_recipe, recipe_schema
     from pipeline.run import RunResult, run_recipe
     from pipeline.verb_reports import BenchReport, CompileReport, LintReport, QuantizeReport
@@ -48,6 +50,7 @@ __all__ = [
     "LintReport",
     "MeasurementError",
     "ModelError",
+    "Profile",
     "QuantizeReport",
     "Recipe",
     "RecipeError",
@@ -60,6 +63,7 @@ __all__ = [
     "compile_model",
     "lint_model",
     "load_recipe",
+    "profile_model",
     "quantize_model",
     "quantize_module",
     "recipe_schema",
@@ -72,12 +76,14 @@ __all__ = [
 _HOMES = {
     "benchmarks.comparison": ("Comparison",),
     "benchmarks.device.verify": ("verify_bundle",),
+    "benchmarks.profile_report": ("Profile",),
     "benchmarks.report": ("render_report",),
     "benchmarks.selftest": ("SelfTest",),
     "pipeline.bring_your_own": ("bench_model", "compile_model", "lint_model", "quantize_model"),
     "pipeline.compare_models": ("compare_models", "selftest_model"),
     "pipeline.onnx_ladder": ("Demands",),
     "pipeline.own_module": ("quantize_module",),
+    "pipeline.profile_model": ("profile_model",),
     "pipeline.recipe": ("Recipe", "load_recipe", "recipe_schema"),
     "pipeline.run": ("RunResult", "run_recipe"),
     "pipeline.verb_reports": ("BenchReport", "CompileReport", "LintReport", "QuantizeReport"),

@@ -162,6 +162,18 @@ class Placement:
         return cls(layers=tuple(LayerPlacement(**layer) for layer in data["layers"]), source=data["source"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerTime:
+    """How long one executed layer takes in a run, as the runtime's own profiler says."""
+
+    name: str
+    op: str
+    precision: str  # of the arithmetic; of its first input where a layer only moves or converts
+    macs: int  # multiply-accumulates a sample; 0 for a layer without products
+    time_us: float
+    kernel: str = ""  # what the runtime calls its implementation, where it tells
+
+
 class Session(Protocol):
     """A loaded model on bound buffers."""
 
@@ -171,6 +183,30 @@ class Session(Protocol):
     def run(self, batch: Batch) -> Mapping[str, Array]:
         """Run once. The result is a view on the session's own buffers, valid until the next call."""
         ...
+
+
+class ProfiledSession(Session, Protocol):
+    """A session that times its layers, slower than a plain one by what its profiler costs. Good for one `layer_times`."""
+
+    source: str
+    resolution_us: (
+        float  # by how much a layer's time may be off, for what was cut off; 0 where the profiler counts finely
+    )
+
+    def start(self) -> None:
+        """The warm-up is over: times count from the next run on."""
+        ...
+
+    def layer_times(self) -> tuple[LayerTime, ...]:
+        """Each executed layer once, in the order of execution, over the runs since `start`."""
+        ...
+
+
+@runtime_checkable
+class LayerTimer(Protocol):
+    """What a target is besides, if its runtime can time single layers."""
+
+    def load_profiled(self, compiled: CompiledModel, *, batch: int = 1) -> ProfiledSession: ...
 
 
 @runtime_checkable

@@ -10,7 +10,9 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +20,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from targets.base import Array, Batch, CompiledModel, Exported, LayerPlacement, Placement, TensorSpec, sha256_file
+from targets.base import (
+    Array,
+    Batch,
+    CompiledModel,
+    Exported,
+    LayerPlacement,
+    LayerTime,
+    Placement,
+    TensorSpec,
+    sha256_file,
+)
 from targets.checks import check_batch, check_precision, fill, smallest_batch
 from targets.errors import TargetError
 from targets.macs import convolution_macs, matmul_macs, transposed_convolution_macs
@@ -26,11 +38,15 @@ from targets.macs import convolution_macs, matmul_macs, transposed_convolution_m
 MODEL_FILE = "model.onnx"
 PROVIDERS = ["CPUExecutionProvider"]
 Shapes = list[tuple[int, ...]]
+Event = dict[str, Any]  # of ORT's profile: ts and dur are whole microseconds
+Node = tuple[str, str]  # name and index in the optimized graph: names alone may stand twice
+Product = tuple[Node, Event, int]  # its multiply-accumulates
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxRuntimeCpu:
-    """ONNX Runtime's CPU provider, one operator after another. `allow_spinning`: idle threads poll (faster, hotter)."""
+    """ONNX Runtime's CPU provider, one operator after another. `allow_spinning`: idle threads poll (faster, hotter).
+    `arena`: memory of one run is kept for the next."""
 
     name: ClassVar[str] = "onnxruntime-cpu"
     scheme: ClassVar[str] = "cpu-int8"
@@ -38,6 +54,7 @@ class OnnxRuntimeCpu:
 
     num_threads: int = 1
     allow_spinning: bool = True
+    arena: bool = True
 
     def missing(self) -> str | None:
         return None if find_spec("onnxruntime") else "pip install onnxruntime"
@@ -74,25 +91,44 @@ class OnnxRuntimeCpu:
         check_batch(compiled.inputs, batch)
         return OnnxRuntimeSession(self._open(compiled), _fixed(compiled.inputs, batch), _sized(compiled.outputs, batch))
 
-    def placement(self, compiled: CompiledModel) -> Placement:
-        """Run once, batch 1, under the profiler; its events name each executed operator with types and shapes.
+    def load_profiled(self, compiled: CompiledModel, *, batch: int = 1) -> OnnxRuntimeProfiledSession:
+        """A session under the runtime's profiler, which writes a file of about 750 bytes an operator and run."""
+        check_batch(compiled.inputs, batch)
+        folder = Path(tempfile.mkdtemp())
+        session = self._open(compiled, _profiling(folder))
+        return OnnxRuntimeProfiledSession(
+            session,
+            _fixed(compiled.inputs, batch),
+            _sized(compiled.outputs, batch),
+            products=lambda feeds: _products(self._events(compiled, feeds)),
+            folder=folder,
+            source=f"{compiled.toolchain} profile",
+        )
 
-        Weights are kept unpacked for this run, for a packed weight has no shape in the profile; the graph is the same.
+    def placement(self, compiled: CompiledModel) -> Placement:
+        """Run once, batch 1, under the profiler; its events name each executed operator with types and shapes."""
+        batch = smallest_batch(compiled.inputs)
+        zeros = {spec.name: np.zeros(spec.fixed(batch), spec.dtype) for spec in compiled.inputs}
+        layers = tuple(
+            LayerPlacement(name=node[0], op=_op(event), precision=_precision(event), macs=macs)
+            for node, event, macs in _products(self._events(compiled, zeros))
+        )
+        return Placement(layers=layers, source=f"{compiled.toolchain} profile of one run")
+
+    def _events(self, compiled: CompiledModel, feeds: Batch) -> list[Event]:
+        """Of one run. Weights are kept unpacked for it, for a packed weight has no shape in the profile; the graph is the
+        same.
         """
         with tempfile.TemporaryDirectory() as folder:
-            options = {"enable_profiling": True, "profile_file_prefix": str(Path(folder) / "profile")}
-            session = self._open(compiled, options, {"session.disable_prepacking": "1"})
-            batch = smallest_batch(compiled.inputs)
-            zeros = {spec.name: np.zeros(spec.fixed(batch), spec.dtype) for spec in compiled.inputs}
+            session = self._open(compiled, _profiling(Path(folder)), {"session.disable_prepacking": "1"})
             try:
-                session.run(None, zeros)
+                session.run(None, dict(feeds))
             except Exception as error:  # the runtime's own classes; a graph that loads need not run
                 raise TargetError(
                     f"{compiled.name} loads but does not run on {self.name}: {_first_line(error)}. "
                     "Mend the graph, or take another target."
                 ) from None
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        return Placement(layers=tuple(_layers(events)), source=f"{compiled.toolchain} profile of one run")
+            return _read_profile(session)
 
     def _open(
         self,
@@ -105,6 +141,7 @@ class OnnxRuntimeCpu:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.num_threads
         options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = self.arena
         options.log_severity_level = 3  # errors only: warnings about unused initializers are no news to a person
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.allow_spinning)))
         for name, value in (attributes or {}).items():
@@ -146,6 +183,51 @@ class OnnxRuntimeSession:
             return self._results
         values = self._binding.get_outputs()
         return {spec.name: value.numpy() for spec, value in zip(self.outputs, values, strict=True)}
+
+
+class OnnxRuntimeProfiledSession(OnnxRuntimeSession):
+    """Layer times are medians over the runs since `start`; an operator that holds a subgraph counts without it."""
+
+    resolution_us = 1.0
+
+    def __init__(
+        self,
+        session: Any,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        products: Callable[[Batch], Iterator[Product]],
+        folder: Path,
+        source: str,
+    ) -> None:
+        super().__init__(session, inputs, outputs)
+        self.source = source
+        self._products, self._num_runs, self._num_warm = products, 0, 0
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+
+    def run(self, batch: Batch) -> Mapping[str, Array]:
+        """Run once. The result is a view on the session's own buffers, valid until the next call."""
+        self._num_runs += 1
+        return super().run(batch)
+
+    def start(self) -> None:
+        self._num_warm = self._num_runs
+
+    def layer_times(self) -> tuple[LayerTime, ...]:
+        """Products are counted in one more run on the input of the last: a branch that it took is counted, too."""
+        macs: dict[Node, int] = {}
+        for node, _, count in self._products(self._buffers):
+            macs[node] = macs.get(node, 0) + count
+        return tuple(
+            LayerTime(
+                name=node[0],
+                op=_op(event),
+                precision=_precision(event),
+                macs=_counted(macs, node, event),
+                time_us=time_us,
+            )
+            for node, event, time_us in node_times(_read_profile(self._session), self._num_warm)
+        )
 
 
 def _fixed(specs: tuple[TensorSpec, ...], batch: int) -> tuple[TensorSpec, ...]:
@@ -216,23 +298,94 @@ INTEGER_OPS = frozenset(
         "QGemm",
     }
 )
-FLOAT_NAMES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "double": "fp64"}
+WITH_SUBGRAPH = frozenset({"If", "Loop", "Scan"})
+TYPE_NAMES = {
+    "float": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "double": "fp64",
+    "uint8": "int8",
+    "int8": "int8",
+}
 
 
-def _layers(events: list[dict[str, Any]]) -> Iterator[LayerPlacement]:
-    for event in events:
-        arguments = event.get("args", {})
-        op = arguments.get("op_name", "")
-        if event.get("cat") != "Node" or op not in COUNTS or not event["name"].endswith("_kernel_time"):
-            continue
-        types, inputs = _types_and_shapes(arguments["input_type_shape"])
-        output = _types_and_shapes(arguments["output_type_shape"])[1][0]
-        yield LayerPlacement(
-            name=event["name"].removesuffix("_kernel_time"),
-            op=op,
-            precision="int8" if op in INTEGER_OPS else FLOAT_NAMES.get(types[0], types[0]),
-            macs=COUNTS[op](inputs, output),
+def _profiling(folder: Path) -> dict[str, Any]:
+    return {"enable_profiling": True, "profile_file_prefix": str(folder / "profile")}
+
+
+def _read_profile(session: Any) -> list[Event]:
+    """End the profiling of a session and take what it wrote; the file goes."""
+    path = Path(session.end_profiling())
+    events: list[Event] = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    return events
+
+
+def _operators(events: Sequence[Event]) -> list[Event]:
+    return [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+
+
+def _op(event: Event) -> str:
+    op: str = event["args"]["op_name"]
+    return op
+
+
+def _node(event: Event) -> Node:
+    return event["name"].removesuffix("_kernel_time"), event["args"].get("node_index", "")
+
+
+def _precision(event: Event) -> str:
+    """Of the arithmetic; of its first input for an operator without products."""
+    if _op(event) in INTEGER_OPS:
+        return "int8"
+    types = _types_and_shapes(event["args"]["input_type_shape"])[0]
+    return TYPE_NAMES.get(types[0], types[0]) if types else "none"
+
+
+def _products(events: Sequence[Event]) -> Iterator[Product]:
+    """Every execution of an operator with products."""
+    for event in _operators(events):
+        if (count := COUNTS.get(_op(event))) is not None:
+            inputs = _types_and_shapes(event["args"]["input_type_shape"])[1]
+            output = _types_and_shapes(event["args"]["output_type_shape"])[1][0]
+            yield _node(event), event, count(inputs, output)
+
+
+def _counted(macs: Mapping[Node, int], node: Node, event: Event) -> int:
+    if _op(event) in COUNTS and node not in macs:
+        raise TargetError(
+            f"ONNX Runtime ran '{node[0]}' when it was timed, but not when its products were counted on the same input, so its "
+            "GOP/s cannot be told. Report this model; nothing is assumed."
         )
+    return macs.get(node, 0)
+
+
+def node_times(events: Sequence[Event], num_warm: int) -> Iterator[tuple[Node, Event, float]]:
+    """Each node that ran after the first `num_warm` runs, with its first event and its median microseconds a run."""
+    starts = sorted(event["ts"] for event in events if event["name"] == "model_run")[num_warm:]
+    first: dict[Node, Event] = {}
+    spent: dict[Node, Array] = {}
+    for event, own_us in _own_times(_operators(events)):
+        if (run := bisect_right(starts, event["ts"]) - 1) >= 0:
+            node = _node(event)
+            first.setdefault(node, event)
+            spent.setdefault(node, np.zeros(len(starts)))[run] += own_us
+    for node, event in first.items():
+        yield node, event, float(np.median(spent[node]))
+
+
+def _own_times(operators: Sequence[Event]) -> Iterator[tuple[Event, int]]:
+    """Durations without those of nested operators: an If or a Loop spans what its subgraph runs. In order of time."""
+    ordered = sorted(operators, key=lambda event: (event["ts"], -event["dur"]))
+    own_us = [event["dur"] for event in ordered]
+    around: list[int] = []
+    for i, event in enumerate(ordered):
+        while around and ordered[around[-1]]["ts"] + ordered[around[-1]]["dur"] <= event["ts"]:
+            around.pop()
+        if around and _op(ordered[around[-1]]) in WITH_SUBGRAPH:
+            own_us[around[-1]] -= event["dur"]
+        around.append(i)
+    return zip(ordered, own_us, strict=True)
 
 
 def _types_and_shapes(described: list[dict[str, list[int]]]) -> tuple[list[str], Shapes]:

@@ -16,7 +16,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from targets.base import Array, Batch, CompiledModel, Exported, LayerPlacement, Placement, TensorSpec, sha256_file
+from targets.base import (
+    Array,
+    Batch,
+    CompiledModel,
+    Exported,
+    LayerPlacement,
+    LayerTime,
+    Placement,
+    TensorSpec,
+    sha256_file,
+)
 from targets.checks import check_batch, check_precision, fill, smallest_batch
 from targets.errors import TargetError
 from targets.macs import convolution_macs, matmul_macs, transposed_convolution_macs
@@ -24,6 +34,7 @@ from targets.macs import convolution_macs, matmul_macs, transposed_convolution_m
 IR_FILE, WEIGHTS_FILE = "model.xml", "model.bin"
 # What is not quantized in an INT8 graph runs in FP32: only what calibration or training has seen may lose precision.
 PRECISION_HINTS = {"int8": "f32", "fp32": "f32", "bf16": "bf16"}
+PRODUCTS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 PRECISION_NAMES = {"u8": "int8", "i8": "int8", "f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 
 
@@ -76,18 +87,27 @@ class OpenVinoCpu:
         check_batch(compiled.inputs, batch)
         return OpenVinoSession(self._open(compiled, batch), compiled.inputs, compiled.outputs)
 
+    def load_profiled(self, compiled: CompiledModel, *, batch: int = 1) -> OpenVinoProfiledSession:
+        """A session that counts the time of each layer: PERF_COUNT is a property of the compile."""
+        check_batch(compiled.inputs, batch)
+        opened = self._open(compiled, batch, {"PERF_COUNT": True})
+        return OpenVinoProfiledSession(
+            opened, compiled.inputs, compiled.outputs, source=f"{compiled.toolchain} PERF_COUNT"
+        )
+
     def placement(self, compiled: CompiledModel) -> Placement:
         """Read the executed graph of batch 1: each layer's type, the precision it runs in, and its shapes."""
         runtime_model = self._open(compiled, smallest_batch(compiled.inputs)).get_runtime_model()
         return Placement(layers=tuple(_layers(runtime_model)), source=f"{compiled.toolchain} runtime model")
 
-    def _open(self, compiled: CompiledModel, batch: int) -> Any:
+    def _open(self, compiled: CompiledModel, batch: int, properties: Mapping[str, Any] | None = None) -> Any:
         model = _read(compiled.directory / IR_FILE, compiled.name)
         config = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self.num_threads,
             "INFERENCE_PRECISION_HINT": PRECISION_HINTS[compiled.precision],
+            **(properties or {}),
         }
         try:
             model.reshape({spec.name: list(spec.fixed(batch)) for spec in compiled.inputs})
@@ -130,6 +150,57 @@ class OpenVinoSession:
         return arrays
 
 
+class OpenVinoProfiledSession(OpenVinoSession):
+    """Layer times are means over the runs since `start`.
+
+    OpenVINO tells the average of all runs since the compile, in whole microseconds, so two of its answers and the number
+    of runs behind each are needed. It cuts off fractions twice, at each run and in the average.
+    """
+
+    resolution_us = 2.0
+
+    def __init__(
+        self, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *, source: str
+    ) -> None:
+        super().__init__(compiled, inputs, outputs)
+        self.source = source
+        self._compiled = compiled
+        self._num_runs = self._num_warm = 0
+        self._warm_us: list[float] = []
+
+    def run(self, batch: Batch) -> Mapping[str, Array]:
+        """Run once. The result is a view on the session's own buffers, valid until the next call."""
+        self._num_runs += 1
+        return super().run(batch)
+
+    def start(self) -> None:
+        self._num_warm, self._warm_us = self._num_runs, self._averages_us()
+
+    def layer_times(self) -> tuple[LayerTime, ...]:
+        counters = self._counters()
+        before_us = self._warm_us or [0.0] * len(counters)
+        known = {op.get_friendly_name(): op for op in self._compiled.get_runtime_model().get_ordered_ops()}
+        return tuple(
+            _layer_time(
+                counter, known.get(counter.node_name), mean_since(before, self._num_warm, after, self._num_runs)
+            )
+            for counter, before, after in zip(counters, before_us, self._averages_us(), strict=True)
+            if counter.status == counter.Status.EXECUTED
+        )
+
+    def _counters(self) -> list[Any]:
+        """One a node of the graph, in an order that stays; what was fused away is among them as NOT_RUN."""
+        return list(self._request.profiling_info)
+
+    def _averages_us(self) -> list[float]:
+        return [counter.real_time.total_seconds() * 1e6 for counter in self._counters()]
+
+
+def mean_since(before: float, num_before: int, after: float, num_after: int) -> float:
+    """Mean of the runs that came between two running averages; not below zero, where a whole unit was cut off."""
+    return max((after * num_after - before * num_before) / (num_after - num_before), 0.0)
+
+
 def _core() -> Any:
     import openvino as ov
 
@@ -154,25 +225,55 @@ def _static(spec: TensorSpec, port: Any) -> TensorSpec:
 
 def _layers(runtime_model: Any) -> Iterator[LayerPlacement]:
     for op in runtime_model.get_ordered_ops():
-        info = op.get_rt_info()
-        layer_type = info["layerType"].astype(str)
+        if (macs := _macs_of(op)) is not None:
+            name, layer_type = op.get_friendly_name(), _said(op, "layerType")
+            yield LayerPlacement(name=name, op=layer_type, precision=_precision(op), macs=macs)
+
+
+def _layer_time(counter: Any, op: Any, time_us: float) -> LayerTime:
+    """`op` is the layer in the executed graph; None for one that OpenVINO times without showing it there."""
+    return LayerTime(
+        name=counter.node_name,
+        op=counter.node_type if op is None else _said(op, "layerType"),
+        precision="unknown" if op is None else _precision(op),
+        macs=0 if op is None else _macs_of(op) or 0,
+        time_us=time_us,
+        kernel=counter.exec_type,
+    )
+
+
+def _said(op: Any, key: str) -> str:
+    text: str = op.get_rt_info()[key].astype(str)
+    return text
+
+
+def _precision(op: Any) -> str:
+    ran_in = _said(op, "runtimePrecision")
+    return PRECISION_NAMES.get(ran_in, ran_in)
+
+
+def _macs_of(op: Any) -> int | None:
+    """Shapes are read of products only: what a NonZero finds has none before a run."""
+    layer_type = _said(op, "layerType")
+    if layer_type not in PRODUCTS:
+        return None
+    try:
         shapes = [tuple(value.get_shape()) for value in op.inputs()[:2]]
-        if (macs := _macs(layer_type, shapes, tuple(op.output(0).get_shape()))) is None:
-            continue
-        ran_in = info["runtimePrecision"].astype(str)
-        precision = PRECISION_NAMES.get(ran_in, ran_in)
-        yield LayerPlacement(name=op.get_friendly_name(), op=layer_type, precision=precision, macs=macs)
+        return _macs(layer_type, shapes, tuple(op.output(0).get_shape()))
+    except RuntimeError:
+        raise TargetError(
+            f"The size of layer '{op.get_friendly_name()}' ({layer_type}) is known only in a run, so its multiply-accumulates "
+            "cannot be counted. Export the model with fixed sizes up to there."
+        ) from None
 
 
-def _macs(layer_type: str, inputs: list[tuple[int, ...]], output: tuple[int, ...]) -> int | None:
-    """Multiply-accumulates of a layer of the executed graph; None for a layer without products worth counting."""
+def _macs(layer_type: str, inputs: list[tuple[int, ...]], output: tuple[int, ...]) -> int:
+    """Multiply-accumulates of one of PRODUCTS."""
     if layer_type == "Convolution":
         return convolution_macs(output, inputs[1], output[1])
     if layer_type == "Deconvolution":
         return transposed_convolution_macs(inputs[0], inputs[1], inputs[0][1])
-    if layer_type in ("FullyConnected", "MatMul"):
-        return matmul_macs(output, inputs[0][-1])
-    return None
+    return matmul_macs(output, inputs[0][-1])
 
 
 def _version(text: str) -> str:

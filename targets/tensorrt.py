@@ -24,6 +24,7 @@ from targets.base import (
     Batch,
     CompiledModel,
     Exported,
+    LayerTime,
     Placement,
     TensorSpec,
     read_json,
@@ -33,13 +34,14 @@ from targets.base import (
 from targets.checks import check_batch, check_precision, fill, smallest_batch
 from targets.cuda import Cuda, Handle, has_cuda, open_cuda
 from targets.errors import RecipeError, TargetError
-from targets.tensorrt_inspector import Product, parse_layers, placements, products_of
+from targets.tensorrt_inspector import Layer, Product, layer_times, parse_layers, placements, products_of
 from targets.tensorrt_key import built_for, check_machine, machine
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
     from targets.tensorrt_listeners import Log
+    from targets.tensorrt_profiler import LayerClock
 
 ENGINE_FILE, CACHE_FILE, LAYERS_FILE, PRODUCTS_FILE = "model.engine", "timing.cache", "layers.json", "products.json"
 OLDEST = (10, 3)
@@ -134,6 +136,20 @@ class TensorRt:
 
     def load(self, compiled: CompiledModel, *, batch: int = 1) -> TensorRtSession:
         """A session for the batch that the engine was built for. Raises TargetError for an engine of another machine."""
+        cuda, context = self._open(compiled, batch)
+        return TensorRtSession(cuda, context, compiled.inputs, compiled.outputs, cuda_graph=self.cuda_graph)
+
+    def load_profiled(self, compiled: CompiledModel, *, batch: int = 1) -> TensorRtProfiledSession:
+        """A session whose engine tells what each of its layers took. Without a CUDA graph, which would hide the layers."""
+        cuda, context = self._open(compiled, batch)
+        return TensorRtProfiledSession(cuda, context, compiled)
+
+    def placement(self, compiled: CompiledModel) -> Placement:
+        """From what the inspector said of the engine when it was built; needs neither TensorRT nor a GPU."""
+        layers = placements(*_layers_and_products(compiled), compiled.name)
+        return Placement(layers=tuple(layers), source=f"{compiled.toolchain} engine inspector")
+
+    def _open(self, compiled: CompiledModel, batch: int) -> tuple[Cuda, trt.IExecutionContext]:
         check_batch(compiled.inputs, batch)
         trt, cuda = _tensorrt(), open_cuda()
         if self.allow_spinning:
@@ -143,15 +159,7 @@ class TensorRt:
 
         log = Log()
         engine = _deserialize(trt, log, compiled.directory / ENGINE_FILE, compiled.name)
-        context = _context(engine, log, compiled.name)
-        return TensorRtSession(cuda, context, compiled.inputs, compiled.outputs, cuda_graph=self.cuda_graph)
-
-    def placement(self, compiled: CompiledModel) -> Placement:
-        """From what the inspector said of the engine when it was built; needs neither TensorRT nor a GPU."""
-        text = (compiled.directory / LAYERS_FILE).read_text(encoding="utf-8")
-        products = [Product(**values) for values in read_json(compiled.directory / PRODUCTS_FILE)]
-        layers = placements(parse_layers(text, compiled.name), products, compiled.name)
-        return Placement(layers=tuple(layers), source=f"{compiled.toolchain} engine inspector")
+        return cuda, _context(engine, log, compiled.name)
 
     def _build(
         self, trt: Any, log: Log, graph: Path, exported: Exported, cache_path: Path
@@ -236,6 +244,43 @@ class TensorRtSession:
             return self._cuda.capture(self._stream, self._enqueue)
         except TargetError as error:
             raise TargetError(f"The run cannot be captured as a CUDA graph: {error} Set cuda_graph: false.") from None
+
+
+class TensorRtProfiledSession(TensorRtSession):
+    """Layer times are means over the runs since `start`, measured on the device: copies to and from it are not among them."""
+
+    resolution_us = 0.0
+
+    def __init__(self, cuda: Cuda, context: trt.IExecutionContext, compiled: CompiledModel) -> None:
+        from targets.tensorrt_profiler import LayerClock
+
+        self.source = f"{compiled.toolchain} IProfiler"
+        self._compiled = compiled
+        self._clock: LayerClock = LayerClock()
+        self._num_runs = 0
+        context.profiler = self._clock
+        super().__init__(cuda, context, compiled.inputs, compiled.outputs, cuda_graph=False)
+
+    def run(self, batch: Batch) -> Mapping[str, Array]:
+        """Run once. The result is a view on the session's own buffers, valid until the next call."""
+        self._num_runs += 1
+        return super().run(batch)
+
+    def start(self) -> None:
+        self._num_runs = 0
+        self._clock.total_us.clear()
+
+    def layer_times(self) -> tuple[LayerTime, ...]:
+        layers, products = _layers_and_products(self._compiled)
+        means_us = {name: total_us / self._num_runs for name, total_us in self._clock.total_us.items()}
+        return tuple(layer_times(means_us, layers, products, self._compiled.name))
+
+
+def _layers_and_products(compiled: CompiledModel) -> tuple[list[Layer], list[Product]]:
+    """What was written of the engine when it was built."""
+    text = (compiled.directory / LAYERS_FILE).read_text(encoding="utf-8")
+    products = [Product(**values) for values in read_json(compiled.directory / PRODUCTS_FILE)]
+    return parse_layers(text, compiled.name), products
 
 
 def _tensorrt() -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from targets.base import LayerPlacement
+from targets.base import LayerPlacement, LayerTime
 from targets.errors import TargetError
 from targets.macs import convolution_macs, matmul_macs, transposed_convolution_macs
 
@@ -125,6 +125,31 @@ def placements(layers: Sequence[Layer], products: Sequence[Product], name: str) 
         precision = next((one for one in found if one != "int8"), "int8")
         yield LayerPlacement(
             name=product.name, op=str(running[0].get("LayerType", "")), precision=precision, macs=product.macs
+        )
+
+
+def layer_times(
+    means_us: Mapping[str, float], layers: Sequence[Layer], products: Sequence[Product], name: str
+) -> Iterator[LayerTime]:
+    """Each layer that the profiler timed, by its name, with the products that run in it.
+
+    A layer may run several products; a product that several layers run is counted with the first of them. Raises TargetError
+    as `placements` does.
+    """
+    known = {str(layer.get("Name", "")): layer for layer in layers}
+    macs: dict[str, int] = {}
+    for product, placed in zip(products, placements(layers, products, name), strict=True):
+        first = str(_running(layers, product, name)[0].get("Name", ""))
+        macs[first] = macs.get(first, 0) + placed.macs
+    for layer_name, time_us in means_us.items():
+        layer = known.get(layer_name, {})
+        yield LayerTime(
+            name=layer_name,
+            op=str(layer.get("LayerType", UNKNOWN)),
+            precision=precision_of(layer) if layer_name in macs else _type_of((layer.get("Inputs") or [{}])[0]),
+            macs=macs.get(layer_name, 0),
+            time_us=time_us,
+            kernel=str(layer.get("TacticName", "")),
         )
 
 

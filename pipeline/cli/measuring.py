@@ -92,3 +92,41 @@ def compare(
     if junit is not None:
         junit.write_text(found.junit(), encoding="utf-8")
     answer(found, as_json)
+
+
+@app.command()
+def profile(
+    model: Annotated[Path, typer.Argument(help="a bundle, a compiled directory or an ONNX file", metavar="BUNDLE")],
+    target: TargetName = "onnxruntime-cpu",
+    precision: Annotated[str | None, typer.Option(help="for float ONNX files: fp32 (default) or bf16")] = None,
+    threads: Threads = 1,
+    option: Option = None,
+    preset: Preset = "ci",
+    top: Annotated[int, typer.Option(min=1, help="rows of the table; the JSON holds all layers")] = 15,
+    fresh_peak: Annotated[bool, typer.Option("--fresh-peak", help="measure the machine's peaks anew")] = False,
+    out: Annotated[Path | None, typer.Option(help="write the profile to this JSON file", metavar="FILE")] = None,
+    records: Annotated[
+        Path | None, typer.Option(help="keep it beside the records of the same model in this directory", metavar="DIR")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="exit 7 where other work waited for a CPU for more than 5 % of the time")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Where the time of a run goes, layer by layer, and how far the whole is from this machine's peak."""
+    from pipeline.profile_model import profile_model
+
+    report = profile_model(
+        model,
+        target=target,
+        options=target_options(target, threads, option),
+        precision=precision,
+        preset=preset,
+        fresh_peak=fresh_peak,
+        num_top=top,
+        out=out,
+        records=records,
+        strict=strict,
+        progress=open_progress(),
+    )
+    answer(report, as_json)

@@ -303,6 +303,8 @@ def test_what_is_read_from_the_source_is_what_the_target_uses(major: str, apis: 
         "trt.DataType.name",
         "trt.EngineInspector.get_engine_information",
         "trt.LayerInformationFormat.JSON",
+        "trt.IExecutionContext.profiler",
+        "trt.IProfiler.report_layer_time",
         "trt.IExecutionContext.set_tensor_address",
         "trt.IExecutionContext.execute_async_v3",
         "trt.IProgressMonitor.phase_start",
