@@ -28,6 +28,12 @@ build/tensorrt-%: tests/targets/standins/tensorrt-%.txt .venv/installed
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --target $@ --no-deps --require-hashes -r $<
 	touch $@
 
+# axe-core, which looks for what a screen reader or a keyboard cannot use, for the browser tests of tests/benchmarks.
+build/axe: tests/benchmarks/axe.txt .venv/installed
+	rm -rf $@
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --target $@ --no-deps --require-hashes -r $<
+	touch $@
+
 .venv/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"edgestill needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Set PYTHON=python3.11.")'
 	$(PYTHON) -m venv .venv

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchmarks.comparison import Comparison
     from benchmarks.device.verify import verify_bundle
+    from benchmarks.hardware.verb import HardwareReport, hardware_report
     from benchmarks.profile_report import Profile
     from benchmarks.report import render_report
     from benchmarks.selftest import SelfTest
@@ -46,6 +47,7 @@ __all__ = [
     "DeviceError",
     "EdgestillError",
     "GateError",
+    "HardwareReport",
     "IntegrityError",
     "LintReport",
     "MeasurementError",
@@ -61,6 +63,7 @@ __all__ = [
     "bench_model",
     "compare_models",
     "compile_model",
+    "hardware_report",
     "lint_model",
     "load_recipe",
     "profile_model",
@@ -76,6 +79,7 @@ __all__ = [
 _HOMES = {
     "benchmarks.comparison": ("Comparison",),
     "benchmarks.device.verify": ("verify_bundle",),
+    "benchmarks.hardware.verb": ("HardwareReport", "hardware_report"),
     "benchmarks.profile_report": ("Profile",),
     "benchmarks.report": ("render_report",),
     "benchmarks.selftest": ("SelfTest",),

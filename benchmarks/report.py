@@ -7,19 +7,13 @@ them, and the page's own policy lets no script run but the two that stand in it,
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from benchmarks.report_figures import ecdf_figure, pareto_figure, training_figure
+from benchmarks.report_page import environment, escape_markdown, page_scripts, write_text
 from benchmarks.report_tables import (
     CONTROLS,
     EPOCHS,
@@ -52,10 +46,11 @@ def render_report(summary: Mapping[str, Any], out_dir: Path) -> Path:
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     report = _report(summary)
-    _write(out_dir / "report.md", _environment(finalize=escape_markdown).get_template("report.md.j2").render(report))
+    markdown = environment(escape_markdown).get_template("report.md.j2")
+    write_text(out_dir / "report.md", markdown.render(report))
     write_json(out_dir / "summary.json", summary)
     page_path = out_dir / "index.html"
-    _write(page_path, _environment().get_template("report.html.j2").render(report | _scripts()))
+    write_text(page_path, environment().get_template("report.html.j2").render(report | page_scripts("report.js")))
     return page_path
 
 
@@ -82,14 +77,6 @@ def verdict(summary: Mapping[str, Any]) -> str:
         if text
     ]
     return f"{sentence}: {', '.join(gains)}." if gains else f"{sentence}."
-
-
-def escape_markdown(value: object) -> Markup:
-    """Text that Markdown shows as it is, on one line, in or out of a table; markup that is safe already passes."""
-    if isinstance(value, Markup):
-        return value
-    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;")
-    return Markup(re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", text))
 
 
 def _report(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,14 +238,19 @@ def _ledger(summary: Mapping[str, Any], target: str, rows: Sequence[Row]) -> dic
 
 
 def _hop(row: Row) -> Row:
-    """A ledger row with its paired difference beside the other values."""
+    """A ledger row with its paired difference, and what it says where the teacher errs, beside the other values."""
     difference, flipped = row.get("difference") or {}, row.get("flipped")
+    errs = row.get("where_teacher_errs") or {}
+    num_wrong = errs.get("num_wrong")
     return {
         **row,
         "difference_top1": difference.get("top1"),
         "difference_ci95": difference.get("ci95"),
         "mcnemar_p": difference.get("mcnemar_p"),
         "num_flipped": row.get("num_flipped", None if flipped is None else len(flipped)),
+        "teacher_errs": num_wrong,
+        "right_where_teacher_errs": errs["num_right"] / num_wrong if num_wrong else None,
+        "same_where_teacher_errs": errs["num_same"] / num_wrong if num_wrong else None,
     }
 
 
@@ -339,34 +331,3 @@ def _training(index: int, stage: Mapping[str, Any]) -> dict[str, Any]:
         "epochs": make_table("Epochs", EPOCHS, _list(stage, "epochs")),
         "figures": {f"training-{index}": training_figure(stage)},
     }
-
-
-def _environment(**options: Any) -> Environment:
-    return Environment(
-        loader=PackageLoader("benchmarks"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        **options,
-    )
-
-
-def _scripts() -> dict[str, str]:
-    """The two scripts of the page, and the policy that lets just these run and nothing be fetched."""
-    from plotly.offline import get_plotlyjs  # 5 MB of text: read only when a page is written
-
-    scripts = {
-        "plotly_js": get_plotlyjs(),
-        "report_js": (files("benchmarks") / "templates/report.js").read_text("utf-8"),
-    }
-    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts.values()]
-    sources = " ".join(f"'sha256-{digest}'" for digest in digests)
-    policy = f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
-    return {name: Markup(text) for name, text in scripts.items()} | {"policy": policy}
-
-
-def _write(path: Path, text: str) -> None:
-    """A name that is no valid text (a path of foreign bytes) is written with escapes rather than not at all."""
-    path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")

@@ -37,10 +37,10 @@ def pareto_figure(targets: Sequence[Mapping[str, Any]]) -> Figure | None:
     if not traces:
         return None
     latencies_ms = [x for trace in traces for x in trace["x"]]
-    layout = _layout(
+    layout = base_layout(
         height=400,
         xaxis=_log_axis("p50 latency, ms, log scale (left is faster)", latencies_ms, margin=0.08),
-        yaxis=_axis("top-1 on test, %"),
+        yaxis=base_axis("top-1 on test, %"),
         showlegend=len(targets) > 1,
     )
     return {"data": traces, "layout": layout}
@@ -97,10 +97,10 @@ def ecdf_figure(target: Mapping[str, Any]) -> Figure | None:
     if not rows:
         return None
     traces = [_ecdf_trace(row) for row in rows]
-    layout = _layout(
+    layout = base_layout(
         height=320,
         xaxis=_log_axis("latency, ms, log scale", [x for trace in traces for x in trace["x"]], margin=0.02),
-        yaxis=_axis("calls answered, %", range=[0, 101]),
+        yaxis=base_axis("calls answered, %", range=[0, 101]),
         showlegend=True,
     )
     return {"data": traces, "layout": layout}
@@ -124,23 +124,25 @@ _PANELS = (
     ("top-1, %", (("validation_top1", "validation", "solid"), ("train_top1", "training", "dot")), 100),
     ("loss", (("loss", "loss", "solid"),), 1),
     ("shown, %", (("shown_fraction", "pacing: samples shown", "solid"),), 100),
+    ("T", (("temperature", "temperature", "solid"),), 1),
+    ("teacher, %", (("teacher_factor", "weight of what the teacher says", "solid"),), 100),
 )
 
 
 def training_figure(stage: Mapping[str, Any]) -> Figure | None:
-    """Accuracy, loss and, with a curriculum, the share of samples shown, one panel under the other over the epochs."""
+    """Accuracy, loss and, with a curriculum, what moves along its axes, one panel under the other over the epochs."""
     epochs = stage.get("epochs") or ()
     panels = [panel for panel in _PANELS if any(epoch.get(key) is not None for key, *_ in panel[1] for epoch in epochs)]
     if not panels:
         return None
-    layout = _layout(
-        height=70 + 130 * len(panels), showlegend=True, xaxis=_axis("epoch", dtick=max(1, len(epochs) // 10))
+    layout = base_layout(
+        height=70 + 130 * len(panels), showlegend=True, xaxis=base_axis("epoch", dtick=max(1, len(epochs) // 10))
     )
     traces: list[Figure] = []
     for index, (title, curves, scale) in enumerate(panels):
         axis = f"y{index + 1}".removesuffix("1")
         bottom = 1 - (index + 1) / len(panels)
-        layout[f"yaxis{axis[1:]}"] = _axis(
+        layout[f"yaxis{axis[1:]}"] = base_axis(
             title,
             domain=[bottom + 0.04, bottom + 1 / len(panels)],
             nticks=5,
@@ -159,7 +161,7 @@ def _curve(
     points = [
         (epoch["epoch"], scale * epoch[key]) for epoch in epochs if None not in (epoch.get("epoch"), epoch.get(key))
     ]
-    colour = ("var(--int8)", "var(--half)", "var(--fp32)")[panel]
+    colour = ("var(--int8)", "var(--half)", "var(--fp32)")[panel % 3]
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -186,7 +188,8 @@ def _best_epoch(epoch: int) -> Figure:
     }
 
 
-def _axis(title: str, **more: Any) -> Figure:
+def base_axis(title: str, **more: Any) -> Figure:
+    """What every axis of ours looks like."""
     return {
         "title": {"text": title, "standoff": 8},
         "gridcolor": "var(--line)",
@@ -206,12 +209,13 @@ def _log_axis(title: str, values: Sequence[float], margin: float) -> Figure:
     ticks = [
         digit * 10.0**decade for decade in decades for digit in ((1, 1.5, 2, 3, 5, 7) if high - low < 1.5 else (1, 3))
     ]
-    return _axis(
+    return base_axis(
         title, type="log", range=[low - free, high + free], tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks]
     )
 
 
-def _layout(**more: Any) -> Figure:
+def base_layout(**more: Any) -> Figure:
+    """What every figure of ours looks like, in names of the page's colours."""
     return {
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "var(--text)"},
         "paper_bgcolor": "rgba(0,0,0,0)",

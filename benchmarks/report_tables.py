@@ -96,6 +96,9 @@ LEDGER = (
     Column("KL, nats", "kl_previous", group="Against the previous hop"),
     Column("max |Δ logit|", "max_abs_delta", group="Against the previous hop"),
     Column("flipped", "num_flipped", group="Against the previous hop"),
+    Column("n", "teacher_errs", group="Where the teacher errs"),
+    Column("right, %", "right_where_teacher_errs", percent, group="Where the teacher errs"),
+    Column("the same error, %", "same_where_teacher_errs", percent, group="Where the teacher errs"),
 )
 GATES = (
     Column("Gate", "name", name_of),
@@ -139,6 +142,10 @@ EPOCHS = (
     Column("training", "train_top1", percent, group="Top-1, %"),
     Column("validation", "validation_top1", percent, group="Top-1, %"),
     Column("Samples shown, %", "shown_fraction", percent),
+    Column("Temperature", "temperature"),
+    Column("Weight of the teacher, %", "teacher_factor", percent),
+    Column("Taught by", "taught_by", name_of),
+    Column("Teacher wrong, %", "teacher_wrong", percent),
     Column("Rate", "lr"),
     Column("Images/s", "images_per_s"),
     Column("Seconds", "seconds"),
@@ -188,9 +195,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading cell over `columns` columns and `rows` heading lines."""
+    """A heading cell over `columns` columns and `rows` heading lines; `key` is that of its column, "" over a group."""
 
     text: str
+    key: str = ""
     columns: int = 1
     rows: int = 1
     is_group: bool = False
@@ -210,13 +218,16 @@ class Table:
     def headings(self) -> list[list[Heading]]:
         """One line of headings, or two where columns share a group."""
         upper: list[Heading] = []
-        lower = [Heading(column.name, is_text=column.is_text) for column in self.columns if column.group]
+        lower = [Heading(column.name, column.key, is_text=column.is_text) for column in self.columns if column.group]
         for group, members in groupby(self.columns, key=lambda column: column.group):
             columns = list(members)
             if group:
                 upper.append(Heading(group, columns=len(columns), is_group=True))
             else:
-                upper += [Heading(column.name, rows=2 if lower else 1, is_text=column.is_text) for column in columns]
+                upper += [
+                    Heading(column.name, column.key, rows=2 if lower else 1, is_text=column.is_text)
+                    for column in columns
+                ]
         return [upper, lower] if lower else [upper]
 
     def records(self) -> list[dict[str, str]]:

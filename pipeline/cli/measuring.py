@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.app import AsJson, Launches, Option, OutDir, Preset, TargetName, Threads, answer, app, target_options
+from pipeline.cli.app import (
+    AsJson,
+    Launches,
+    Option,
+    OutDir,
+    Preset,
+    TargetName,
+    Threads,
+    answer,
+    app,
+    print_document,
+    target_options,
+)
 from pipeline.progress import open_progress
 
 Strict = Annotated[bool, typer.Option("--strict", help="exit 7 where half of the launches or more were disturbed")]
@@ -130,3 +142,38 @@ def profile(
         progress=open_progress(),
     )
     answer(report, as_json)
+
+
+@app.command()
+def report(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="a finished run, e.g. runs/quickstart; or measured directories and files of records", metavar="PATH..."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="for records: where index.html, report.md, report.csv and report.json go")
+    ] = Path("report"),
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="for records: the configuration that scores are against, by words that only it has"),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="for records: what the page is called")] = None,
+    history: Annotated[
+        str | None, typer.Option(help="for records: a history to draw beside them", metavar="DATABASE")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw the report of a finished run again, or compare whatever was measured: devices, runtimes, precisions, threads."""
+    summary_path = paths[0] / "report" / "summary.json"
+    if len(paths) == 1 and summary_path.is_file():
+        from benchmarks.report import render_report
+        from targets.base import read_json
+
+        page = render_report(read_json(summary_path), summary_path.parent)
+        print_document({"report": str(page)}, as_json, str(page))
+        return
+    from benchmarks.hardware.verb import hardware_report
+
+    answer(hardware_report(paths, out, baseline=baseline, title=title), as_json)

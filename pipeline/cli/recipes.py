@@ -79,14 +79,3 @@ def recipe_init(
     typer.echo(
         f"{path}: written. Check it with `edgestill recipe validate {path}`, run it with `edgestill run {path}`."
     )
-
-
-@app.command()
-def report(
-    run_dir: Annotated[Path, typer.Argument(help="a finished run, e.g. runs/quickstart", metavar="RUN")],
-) -> None:
-    """Draw the report of a finished run again, from its JSON alone."""
-    from benchmarks.report import render_report
-    from targets.base import read_json
-
-    typer.echo(render_report(read_json(run_dir / "report" / "summary.json"), run_dir / "report"))

@@ -19,8 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.report import escape_markdown, headline_rows, render_report, verdict
+from benchmarks.report import headline_rows, render_report, verdict
 from benchmarks.report_figures import ecdf_figure, is_dominated, pareto_figure, training_figure
+from benchmarks.report_page import escape_markdown
 from benchmarks.report_tables import Column, make_table, number, percent, points
 from targets.errors import IntegrityError
 

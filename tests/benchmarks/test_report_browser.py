@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 
@@ -20,75 +17,8 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "report_summary.json"
 HOSTILE = (
     "</script><script>window.bent=1</script><img src=x onerror='window.bent=1'><a href='https://evil.example'>x</a>"
 )
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 TAB, ENTER = "\ue004", "\ue007"
-
-
-class Browser:
-    """One Chromium. `run` evaluates JavaScript, `cdp` speaks the DevTools protocol."""
-
-    def __init__(self, driver_url: str, profile_dir: Path) -> None:
-        self._open = build_opener(ProxyHandler({})).open  # a proxy is no way to this machine
-        options = {"binary": "/usr/bin/chromium", "args": [*FLAGS, f"--user-data-dir={profile_dir}"]}
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        session = self._call("POST", f"{driver_url}/session", {"capabilities": {"alwaysMatch": wanted}})
-        self._url = f"{driver_url}/session/{session['sessionId']}"
-
-    def open(self, page_path: Path, *, width: int = 1280, scheme: str = "light") -> float:
-        """Open the page; returns the seconds from the start of navigation until all is drawn."""
-        self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
-        self.prefer(scheme)
-        self._call("POST", f"{self._url}/url", {"url": page_path.as_uri()})
-        return float(self.run("return performance.getEntriesByType('navigation')[0].loadEventEnd")) / 1000
-
-    def prefer(self, scheme: str) -> None:
-        self.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-
-    def run(self, script: str) -> Any:
-        return self._call("POST", f"{self._url}/execute/sync", {"script": script, "args": []})
-
-    def cdp(self, command: str, **params: Any) -> Any:
-        return self._call("POST", f"{self._url}/goog/cdp/execute", {"cmd": command, "params": params})
-
-    def press(self, *keys: str) -> None:
-        strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
-        self._call("POST", f"{self._url}/actions", {"actions": [{"type": "key", "id": "keys", "actions": strokes}]})
-
-    def complaints(self) -> list[str]:
-        """What the console holds since the last look: errors, and whatever the page's policy refused."""
-        return [entry["message"] for entry in self._call("POST", f"{self._url}/se/log", {"type": "browser"})]
-
-    def close(self) -> None:
-        self._call("DELETE", self._url)
-
-    def _call(self, method: str, url: str, body: Any = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = Request(url, data=data, method=method, headers={"Content-Type": "application/json"})
-        with self._open(request, timeout=30) as response:
-            return json.load(response)["value"]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    command = ["/usr/bin/chromedriver", "--port=0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
-        assert driver.stdout is not None
-        line = next(line for line in driver.stdout if "started successfully on port" in line)
-        try:
-            browser = Browser(f"http://127.0.0.1:{line.split()[-1].rstrip('.')}", tmp_path_factory.mktemp("profile"))
-            yield browser
-            browser.close()
-        finally:
-            driver.terminate()
+Browser = Any  # of conftest.py
 
 
 @pytest.fixture(scope="module")
