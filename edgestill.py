@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from benchmarks.report import render_report
     from benchmarks.selftest import SelfTest
     from pipeline.bring_your_own import bench_model, compile_model, lint_model, quantize_model
+    from pipeline.bundles import bundle_schema, pack_bundle, portable_bundle, sign_bundle
     from pipeline.compare_models import compare_models, selftest_model
     from pipeline.onnx_ladder import Demands
     from pipeline.own_module import quantize_module
@@ -61,11 +62,14 @@ __all__ = [
     "TargetError",
     "TrainingError",
     "bench_model",
+    "bundle_schema",
     "compare_models",
     "compile_model",
     "hardware_report",
     "lint_model",
     "load_recipe",
+    "pack_bundle",
+    "portable_bundle",
     "profile_model",
     "quantize_model",
     "quantize_module",
@@ -73,6 +77,7 @@ __all__ = [
     "render_report",
     "run_recipe",
     "selftest_model",
+    "sign_bundle",
     "verify_bundle",
 ]
 
@@ -84,6 +89,7 @@ _HOMES = {
     "benchmarks.report": ("render_report",),
     "benchmarks.selftest": ("SelfTest",),
     "pipeline.bring_your_own": ("bench_model", "compile_model", "lint_model", "quantize_model"),
+    "pipeline.bundles": ("bundle_schema", "pack_bundle", "portable_bundle", "sign_bundle"),
     "pipeline.compare_models": ("compare_models", "selftest_model"),
     "pipeline.onnx_ladder": ("Demands",),
     "pipeline.own_module": ("quantize_module",),

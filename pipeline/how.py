@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipeline.progress import Progress, Quiet
 
@@ -16,3 +17,4 @@ class How:
     offline: bool = False
     allow_code: bool = False
     include_samples: bool = False
+    sign_key: Path | None = None  # where it lies; pipeline/signing.py alone reads what it holds

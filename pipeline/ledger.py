@@ -2,7 +2,7 @@
 
 A hop is something that was done to the model (distilled, quantized, exported, compiled) or to its input (the device's own
 decode and resize). Each row compares with the hop before it, sample by sample, so that the hop that lost the accuracy has
-a name. Reads logits; knows nothing of where they came from.
+a name; and says what becomes of the teacher's own errors. Reads logits; knows nothing of where they came from.
 """
 # Shapes: N samples, K classes.
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.statistics import mcnemar_exact_p, paired_difference, wilson_interval
+from pipeline.mistakes import where_teacher_errs
 from targets.errors import ModelError
 
 Logits = npt.NDArray[np.float32]
@@ -76,6 +77,7 @@ def _previous(hops: Sequence[Hop], position: int) -> Hop | None:
 
 def _row(hop: Hop, previous: Hop | None, first: Hop, labels: Labels) -> dict[str, Any]:
     classes_N = hop.logits_NK.argmax(1)
+    teacher_N = _same_samples(first, hop).argmax(1)
     right_N = classes_N == labels
     row: dict[str, Any] = {
         "hop": hop.hop,
@@ -84,7 +86,8 @@ def _row(hop: Hop, previous: Hop | None, first: Hop, labels: Labels) -> dict[str
         "n": len(labels),
         "top1": float(right_N.mean()),
         "ci95": list(wilson_interval(int(right_N.sum()), len(labels))),
-        "agreement_teacher": float((classes_N == _same_samples(first, hop).argmax(1)).mean()),
+        "agreement_teacher": float((classes_N == teacher_N).mean()),
+        "where_teacher_errs": where_teacher_errs(teacher_N, classes_N, labels),
         "agreement_previous": None,
         "kl_previous": None,
         "max_abs_delta": None,

@@ -1,4 +1,5 @@
-"""The recipe: everything that one run of the pipeline is told, read in this one file.
+"""The recipe: everything that one run of the pipeline is told. What all trainings share stands in recipe_training.py, the
+section of distillation in recipe_distill.py; the rest, and how a file is read and refused, here.
 
 Imports no torch, so that `edgestill recipe validate` answers at once. Unknown keys are refused with the nearest known
 one; values are checked here and nowhere else. Lengths are epochs, learning rates are per step, accuracies are fractions.
@@ -7,58 +8,73 @@ one; values are checked here and nowhere else. Lengths are epochs, learning rate
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from pipeline.recipe_distill import (
+    AssistantConfig,
+    CrossEntropyConfig,
+    CurriculumConfig,
+    DistConfig,
+    DistillConfig,
+    DkdConfig,
+    FeaturesConfig,
+    KdConfig,
+    LossConfig,
+    SoftLoss,
+    TeacherCurriculumConfig,
+    TemperatureCurriculumConfig,
+    WeightCurriculumConfig,
+)
+from pipeline.recipe_training import Arguments, Count, Fraction, ModelConfig, Positive, Section, TrainConfig
 from pipeline.schemes import scheme_of
 from targets import make_target
 from targets.errors import RecipeError
 
+__all__ = [
+    "FIRST_RECIPE",
+    "SCHEMA_VERSION",
+    "Arguments",
+    "AssistantConfig",
+    "AugmentConfig",
+    "BenchConfig",
+    "BudgetConfig",
+    "Count",
+    "CrossEntropyConfig",
+    "CurriculumConfig",
+    "DataConfig",
+    "DistConfig",
+    "DistillConfig",
+    "DkdConfig",
+    "FeaturesConfig",
+    "Fraction",
+    "GateConfig",
+    "KdConfig",
+    "LossConfig",
+    "ModelConfig",
+    "Positive",
+    "QatConfig",
+    "QuantizeConfig",
+    "Recipe",
+    "Section",
+    "SoftLoss",
+    "TargetConfig",
+    "TeacherConfig",
+    "TeacherCurriculumConfig",
+    "TemperatureCurriculumConfig",
+    "TrainConfig",
+    "WeightCurriculumConfig",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_schema",
+    "write_first_recipe",
+]
+
 SCHEMA_VERSION = 1
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-
-
-def _not_a_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a number is needed, not true or false")
-    return value
-
-
-Count = Annotated[int, BeforeValidator(_not_a_bool), Field(ge=1)]
-
-
-def _all_finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} is no number that can be written down")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _all_finite(item)
-    return value
-
-
-# Keyword arguments as a YAML file can hold them: numbers, words, lists, sections; no dates, no bytes, no NaN.
-Arguments = Annotated[dict[str, JsonValue], AfterValidator(_all_finite)]
-
-
-class Section(BaseModel):
-    """A part of the recipe: unknown keys, NaN and later changes are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class AugmentConfig(Section):
@@ -89,39 +105,6 @@ class DataConfig(Section):
     augment: AugmentConfig = AugmentConfig()
 
 
-class TrainConfig(Section):
-    """One training: optimizer, schedule, length."""
-
-    epochs: Count = 10
-    batch_size: Count = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: Positive = 0.1
-    momentum: Fraction = 0.9
-    nesterov: bool = True
-    weight_decay: float = Field(5e-4, ge=0.0)
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    warmup_epochs: float = Field(0.0, ge=0.0)
-    milestones: tuple[Count, ...] = Field((), description="step: epochs after which the rate is multiplied by gamma")
-    gamma: Positive = 0.1
-    label_smoothing: Fraction = 0.0
-    ema_decay: Fraction | None = Field(None, description="weight EMA; the averaged weights are evaluated and kept")
-    grad_clip: Positive | None = Field(None, description="largest gradient norm")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where a short measurement is faster"
-    )
-    channels_last: bool = True
-
-    @model_validator(mode="after")
-    def _schedule_is_whole(self) -> TrainConfig:
-        if self.schedule == "step" and not self.milestones:
-            raise ValueError("schedule: step needs milestones, the epochs after which the rate falls")
-        if self.milestones and self.schedule != "step":
-            raise ValueError(f"milestones belong to schedule: step, not to schedule: {self.schedule}")
-        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
-            raise ValueError(f"warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs}")
-        return self
-
-
 class QatConfig(TrainConfig):
     """Quantization-aware fine-tuning. BatchNorm is folded, so rates are smaller and gradients clipped (at lr 0.01 without
     clipping a ResNet-8 fell to chance); fp32, because BF16 has too few bits to stand between 255 levels."""
@@ -133,60 +116,23 @@ class QatConfig(TrainConfig):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
 
 
-class ModelConfig(Section):
-    """An architecture and, optionally, its weights."""
-
-    model: str = Field(description="resnet8 ... wrn_40_2, torchvision:NAME, timm:NAME or python:package.module:factory")
-    args: Arguments = Field(default_factory=dict, description="keyword arguments of the model's constructor")
-    pretrained: bool = Field(False, description="start from the library's published weights")
-    checkpoint: Path | None = Field(None, description="safetensors, or a torch file that loads with weights_only")
-
-
 class TeacherConfig(ModelConfig):
     """The teacher. With a checkpoint and `train: null` it is taken as it is."""
 
     train: TrainConfig | None = TrainConfig()
+    keep_checkpoints: int = Field(
+        0, ge=0, description="so many of its own way, evenly spaced: for distill.teacher_curriculum"
+    )
 
     @model_validator(mode="after")
     def _has_weights(self) -> TeacherConfig:
         if self.train is None and self.checkpoint is None and not self.pretrained:
             raise ValueError("train: null needs a checkpoint or pretrained: true; else the teacher has random weights")
-        return self
-
-
-class CurriculumConfig(Section):
-    """Which training samples are shown when: a difficulty measurer and a pacing function (Wang et al., 2021)."""
-
-    difficulty: Literal["teacher_loss", "teacher_entropy", "margin"] = "teacher_loss"
-    pacing: Literal["linear", "root", "quadratic", "competence"] = "root"
-    order: Literal["easy_first", "hard_first", "random"] = Field("easy_first", description="random is the control")
-    start_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.5, description="b: the share shown first")
-    full_at: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.5, description="a: share of the training after which all is shown"
-    )
-    root_p: Positive = Field(2.0, description="competence: the root")
-
-
-class DistillConfig(ModelConfig):
-    """The student and how it learns from the teacher's soft labels (Hinton et al., 2015). With a checkpoint and
-    `train: null` it is taken as it is: a student that was trained elsewhere, to be quantized and proved."""
-
-    train: TrainConfig | None = TrainConfig()
-    temperature: Positive = 4.0
-    kd_weight: Fraction = Field(0.9, description="alpha: the soft labels' share of the loss; 0 is plain training")
-    loss: str | None = Field(None, description="python:package.module:factory instead of KD")
-    curriculum: CurriculumConfig | None = None
-    rounds: Count = Field(
-        1, description="at most so many rounds; each begins with soft labels of the best model so far"
-    )
-    target_top1: Fraction | None = Field(None, description="validation top-1 at which no further round is begun")
-
-    @model_validator(mode="after")
-    def _has_weights_or_learns(self) -> DistillConfig:
-        if self.train is None and self.checkpoint is None and not self.pretrained:
-            raise ValueError("train: null needs a checkpoint or pretrained: true; else the student has random weights")
-        if self.train is None and (self.curriculum is not None or self.rounds > 1 or self.loss is not None):
-            raise ValueError("train: null leaves nothing to curriculum, rounds and loss: drop them")
+        if self.keep_checkpoints and self.keep_checkpoints >= (self.train.epochs if self.train else 1):
+            raise ValueError(
+                f"keep_checkpoints={self.keep_checkpoints} needs a training of more epochs than that: the last epoch is "
+                "the teacher itself"
+            )
         return self
 
 
@@ -266,12 +212,16 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _choices_have_data(self) -> Recipe:
         if self.data.validation == 0:
-            if self.distill.target_top1 is not None or self.distill.rounds > 1:
-                raise ValueError("data.validation=0 leaves nothing to choose by: drop distill.target_top1 and rounds")
+            if asked := self.distill.needs_validation:
+                raise ValueError(f"data.validation=0 leaves nothing to choose by: drop {', '.join(asked)}")
             if (method := self.quantize.method) in ("ladder", "mixed"):
                 raise ValueError(
                     f"data.validation=0 leaves method {method} nothing to choose by: set quantize.method to ptq, equalized or qat"
                 )
+        if self.distill.teacher_curriculum is not None and not self.teacher.keep_checkpoints:
+            raise ValueError(
+                "distill.teacher_curriculum needs checkpoints of the teacher's way: set teacher.keep_checkpoints"
+            )
         names = [(target.name, target.device, target.scheme, str(target.options)) for target in self.targets]
         if len(set(names)) != len(names):
             raise ValueError("targets: the same target stands there twice with the same device, scheme and options")

@@ -19,6 +19,7 @@ from pipeline.how import How
 from pipeline.progress import Progress, Quiet
 from pipeline.recipe import Recipe, TargetConfig, load_recipe
 from pipeline.schemes import dialect_of
+from pipeline.signing import signer_of
 from pipeline.steps import Steps
 from pipeline.workspace import Stopped, Workspace
 from targets import make_target
@@ -48,7 +49,7 @@ def pipeline(recipe: Recipe, workspace: Workspace, how: How) -> Finished:
     do = Steps(recipe, workspace, how)
     data = do.prepare_data()
     teacher = do.train_teacher(data)
-    student = do.distill(data, teacher)
+    student = do.distill(data, do.train_assistants(data, teacher))
     floats = {role: do.export_float(role, model, data) for role, model in (("student", student), ("teacher", teacher))}
     quantized: dict[str, TrainedModel] = {}
     measured: dict[str, Measured] = {}
@@ -133,6 +134,7 @@ def run_recipe(
     offline: bool = False,
     allow_code: bool = False,
     include_samples: bool = False,
+    sign_key: Path | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
     """Run a recipe (a path, or a Recipe made in Python) and return what came of it.
@@ -145,10 +147,17 @@ def run_recipe(
     for option, stage in (("--until", until), ("--force", force)):
         if stage is not None and stage not in STAGES:
             raise RecipeError(f"{option} {stage}: there is no such stage. Stages: {', '.join(STAGES)}.")
+    if sign_key is not None:
+        signer_of(sign_key)  # a key that cannot be used is refused before anything is trained
     check_targets(recipe.targets)
     progress = progress or Quiet()
     how = How(
-        seed=recipe.seed, progress=progress, offline=offline, allow_code=allow_code, include_samples=include_samples
+        seed=recipe.seed,
+        progress=progress,
+        offline=offline,
+        allow_code=allow_code,
+        include_samples=include_samples,
+        sign_key=sign_key,
     )
     workspace = Workspace(runs_dir, recipe.name, progress, force=force, until=until, dry_run=dry_run)
     begun_s = time.monotonic()

@@ -30,7 +30,8 @@ from pipeline.artifacts import (
 from pipeline.how import How
 from pipeline.learning.own_code import PREFIX
 from pipeline.learning.sources import data_digest, factory, locate
-from pipeline.recipe import Recipe, TargetConfig
+from pipeline.recipe import AssistantConfig, ModelConfig, Recipe, TargetConfig
+from pipeline.signing import signer_of
 from pipeline.workspace import Workspace
 from targets.base import sha256_file
 from targets.errors import RecipeError
@@ -72,6 +73,26 @@ class Steps:
             [data, *_own_digests(config.checkpoint, config.model)],
             lambda out: stages.teacher.train_teacher(config, data, out, self.how),
             module="pipeline.stages.teacher",
+        )
+
+    def train_assistants(self, data: PreparedData, teacher: TrainedModel) -> TrainedModel:
+        """The last of the chain, which teaches the student: the teacher itself where the recipe has no assistants."""
+        tutor = teacher
+        for number, config in enumerate(self.recipe.distill.assistants, 1):
+            tutor = self._train_assistant(number, config, data, tutor)
+        return tutor
+
+    def _train_assistant(
+        self, number: int, config: AssistantConfig, data: PreparedData, tutor: TrainedModel
+    ) -> TrainedModel:
+        student = ModelConfig(model=self.recipe.distill.model, args=self.recipe.distill.args)
+        return self.workspace.build(
+            partial(TrainedModel, stage="distill"),
+            f"distill-assistant-{number}",
+            self._key(config),
+            [data, tutor, *_own_digests(config.checkpoint, config.model)],
+            lambda out: stages.distill.train_assistant(config, student, data, tutor, out, self.how),
+            module="pipeline.stages.distill",
         )
 
     def distill(self, data: PreparedData, teacher: TrainedModel) -> TrainedModel:
@@ -225,11 +246,17 @@ class Steps:
         return self.workspace.build(
             Bundle,
             f"bundle-{name}",
-            {"include_samples": self.how.include_samples, "provenance": provenance},
+            {"include_samples": self.how.include_samples, "provenance": provenance, **self._signed_by()},
             [verdict, compiled, measured, data],
-            lambda out: stages.bundle.bundle_shipped(verdict, compiled, measured, data, provenance, out, self.how),
+            lambda out: stages.bundle.bundle_shipped(
+                verdict, compiled, measured, data, provenance, out, self.how, sign_key=self.how.sign_key
+            ),
             module="pipeline.stages.bundle",
         )
+
+    def _signed_by(self) -> dict[str, str]:
+        """Whose signature a bundle has is part of what it is; the public key's digest tells nothing of the private one."""
+        return {"signed_by": signer_of(self.how.sign_key)} if self.how.sign_key is not None else {}
 
     def report(
         self,

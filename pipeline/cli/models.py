@@ -1,4 +1,4 @@
-"""Verbs on a model of a person's own: quantize, compile, lint, verify."""
+"""Verbs on a model of a person's own: quantize, compile, lint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from pipeline.cli.app import (
     answer,
     app,
     numbers_of,
-    print_document,
     target_options,
 )
 from pipeline.progress import open_progress
@@ -133,14 +132,3 @@ def lint(model: ModelPath, target: TargetName = "onnxruntime-cpu", as_json: AsJs
 
     report = lint_model(model, target=target)
     answer(report, as_json)
-
-
-@app.command()
-def verify(
-    bundle: Annotated[Path, typer.Argument(help="a bundle directory", metavar="BUNDLE")], as_json: AsJson = False
-) -> None:
-    """Check every file of a bundle against its digests, then replay its golden input."""
-    from benchmarks.device.verify import verify_bundle
-
-    facts = verify_bundle(bundle)
-    print_document(facts, as_json, f"{bundle}: every file is as it was written, and the golden output is reproduced")

@@ -28,6 +28,10 @@ def run(
     offline: Annotated[bool, typer.Option(help="download nothing")] = False,
     allow_code: Annotated[bool, typer.Option(help="let the recipe run python: code of its own")] = False,
     include_samples: Annotated[bool, typer.Option(help="put real samples into the bundle's golden input")] = False,
+    sign_key: Annotated[
+        Path | None,
+        typer.Option(help="sign the bundles with this EC key, a PEM file", metavar="FILE", envvar="EDGESTILL_SIGN_KEY"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole pipeline: teacher, distillation, quantization, compilation, measurement, report, bundles."""
@@ -43,6 +47,7 @@ def run(
         offline=offline,
         allow_code=allow_code,
         include_samples=include_samples,
+        sign_key=sign_key,
         progress=open_progress(),
     )
     answer(result, as_json)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,66 +22,24 @@ from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from pipeline.learning.checkpoint import FILE, read_checkpoint, save_checkpoint
 from pipeline.learning.data import Batch, Data
-from pipeline.learning.models import predict
+from pipeline.learning.epochs import Epoch
+from pipeline.learning.epochs import Trained as Trained
+from pipeline.learning.models import predict, save_weights
+from pipeline.learning.objective import FixedObjective, Objective, Shown, all_samples
+from pipeline.learning.objective import Loss as Loss
+from pipeline.learning.optimization import learning_rate, make_optimizer, survives_channels_last
 from pipeline.progress import Progress
 from pipeline.recipe import TrainConfig
 from targets.base import read_json, write_json
 from targets.errors import IntegrityError, TrainingError
 
-Loss = Callable[[Tensor, "Tensor | None", Tensor], Tensor]  # student (N, K), teacher (N, K) or None, labels (N,)
-Shown = Callable[[float], "Tensor | None"]  # progress in [0, 1) -> positions in the train split, None for all
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of the training curve; top-1 are fractions, `shown_fraction` the share of the train split visited."""
-
-    epoch: int
-    loss: float
-    train_top1: float
-    validation_top1: float | None
-    shown_fraction: float
-    lr: float
-    images_per_s: float
-    seconds: float
-
-
-@dataclass
-class Trained:
-    """The end of a training. `best` is by validation top-1 and equals `last` where there is no validation split."""
-
-    best: dict[str, Tensor]
-    last: dict[str, Tensor]
-    best_epoch: int
-    precision: str
-    epochs: list[Epoch] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        return sum(epoch.seconds for epoch in self.epochs)
-
-    def summary(self) -> dict[str, Any]:
-        """What the stage's JSON keeps."""
-        best = next(epoch for epoch in self.epochs if epoch.epoch == self.best_epoch)
-        return {
-            "precision": self.precision,
-            "best_epoch": self.best_epoch,
-            "validation_top1_best": best.validation_top1,
-            "validation_top1_last": self.epochs[-1].validation_top1,
-            "seconds": self.seconds,
-            "epochs": [asdict(epoch) for epoch in self.epochs],
-        }
-
-
-def all_samples(progress: float) -> None:
-    """No curriculum: every epoch shows every sample."""
-
 
 def train(
     model: nn.Module,
     data: Data,
-    loss: Loss,
+    loss: Loss | Objective,
     config: TrainConfig,
     *,
     seed: int,
@@ -91,27 +48,38 @@ def train(
     label: str,
     teacher: nn.Module | None = None,
     shown: Shown = all_samples,
+    keep_epochs: Collection[int] = (),
 ) -> Trained:
     """Train `model` in place and return the best and the last weights.
 
     loss takes logits (N, K) of the student and of the teacher (None without one) and class ids (N,), and returns a
-    scalar in nats. Raises TrainingError when the loss is no number; the last good checkpoint stays.
+    scalar in nats; an Objective says itself what it shows. The weights after each of `keep_epochs` (from 1) are left in
+    checkpoint_dir, under `kept_weights`. Raises TrainingError when the loss is no number; the last good checkpoint stays.
     """
     checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    run = _begin(model, data, loss, config, seed, checkpoint_dir, teacher)
+    objective = loss if isinstance(loss, Objective) else FixedObjective(loss, shown)
+    run = _begin(model, data, objective, config, seed, checkpoint_dir, teacher)
     first_epoch = _resume(run, checkpoint_dir, progress)
     total = config.epochs
     with progress.task(label, total=total) as overall:
         overall.advance(first_epoch)
         for epoch in range(first_epoch, total):
-            done = _train_epoch(run, epoch, shown(epoch / total), progress, label)
+            visited = objective.begin_epoch(epoch, total, run.epochs, run.model)
+            done = _train_epoch(run, epoch, visited, progress, label)
             _keep(run, done)
-            _save_checkpoint(run, checkpoint_dir)
+            if done.epoch in keep_epochs:
+                save_weights(run.evaluated, kept_weights(checkpoint_dir, done.epoch))
+            save_checkpoint(_state(run), checkpoint_dir)
             overall.advance(1)
             progress.say(_epoch_line(label, done, total))
     trained = Trained(run.best, _state_of(run.evaluated), run.best_epoch, run.precision, run.epochs)
     model.load_state_dict(trained.best)
     return trained
+
+
+def kept_weights(checkpoint_dir: Path, epoch: int) -> Path:
+    """Where the weights after `epoch` lie."""
+    return checkpoint_dir / f"epoch-{epoch:04d}.safetensors"
 
 
 @dataclass
@@ -125,7 +93,7 @@ class _Run:
     optimizer: Any
     average: AveragedModel | None
     data: Data
-    loss: Loss
+    objective: Objective
     config: TrainConfig
     seed: int
     precision: str
@@ -155,7 +123,7 @@ class _Held(nn.Module):
 def _begin(
     model: nn.Module,
     data: Data,
-    loss: Loss,
+    objective: Objective,
     config: TrainConfig,
     seed: int,
     checkpoint_dir: Path,
@@ -163,74 +131,38 @@ def _begin(
 ) -> _Run:
     device = PartialState().device
     model.to(device)
+    objective.to(device)
     if config.channels_last and survives_channels_last(model):
         model.to(memory_format=torch.channels_last)
     if teacher is not None:
         teacher.to(device).eval().requires_grad_(False)
         if config.channels_last:
             teacher.to(memory_format=torch.channels_last)
-    precision = _decide_precision(model, teacher, data, loss, config, seed, checkpoint_dir)
+    precision = _decide_precision(model, teacher, data, objective, config, seed, checkpoint_dir)
     # The state of accelerate is one a process: bf16 is declared once, and each training switches autocast on or off.
     accelerator = Accelerator(
         mixed_precision="bf16", kwargs_handlers=[AutocastKwargs(enabled=precision == "bf16", cache_enabled=True)]
     )
-    forward, optimizer = accelerator.prepare(_Held(model), _optimizer(model, config))
+    learned = [*model.parameters(), *(p for p in objective.parameters() if p.requires_grad)]
+    forward, optimizer = accelerator.prepare(_Held(model), make_optimizer(learned, config))
     average = None
     if config.ema_decay is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
-    return _Run(
-        accelerator, model, forward, teacher, optimizer, average, data, loss, config, seed, precision, _state_of(model)
-    )
+    parts = (accelerator, model, forward, teacher, optimizer, average, data, objective)
+    return _Run(*parts, config, seed, precision, _state_of(model))
 
 
-def survives_channels_last(model: nn.Module) -> bool:
-    """False for a net whose backward pass corrupts memory in channels_last on a CPU.
-
-    Seen with torch 2.15 and its oneDNN: a strided 1x1 convolution of fewer than 16 input channels, an odd batch, two
-    threads ("double free" or a segmentation fault; with 16 channels and more, with stride 1 or contiguous: never).
-    """
-    return not any(
-        isinstance(module, nn.Conv2d)
-        and module.kernel_size == (1, 1)
-        and max(module.stride) > 1
-        and module.in_channels // module.groups < 16
-        for module in model.modules()
-    )
-
-
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Weight decay is for matrices and filters: norms, biases and quantizer ranges are left alone."""
-    decayed = [p for p in model.parameters() if p.ndim > 1 and p[0].numel() > 1]
-    left_alone = [p for p in model.parameters() if p.ndim <= 1 or p[0].numel() == 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": left_alone, "weight_decay": 0.0}]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
-    nesterov = config.nesterov and config.momentum > 0
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
-
-
-def learning_rate(config: TrainConfig, progress: float) -> float:
-    """The rate at `progress` epochs (a fraction of an epoch counts): linear warm-up, then cosine to 0, steps, or constant."""
-    if progress < config.warmup_epochs:
-        return config.lr * min((progress + 1e-3) / config.warmup_epochs, 1.0)
-    if config.schedule == "cosine":
-        share = (progress - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
-        return config.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-    if config.schedule == "step":
-        return config.lr * config.gamma ** sum(progress >= milestone for milestone in config.milestones)
-    return config.lr
-
-
-def _train_epoch(run: _Run, epoch: int, shown: Tensor | None, progress: Progress, label: str) -> Epoch:
+def _train_epoch(run: _Run, epoch: int, visited: Tensor | None, progress: Progress, label: str) -> Epoch:
     begun_s = time.monotonic()
     torch.manual_seed((run.seed << 16) + epoch)  # dropout and its like; the data derive their own from the same pair
     run.model.train()
-    num_batches = run.data.num_train_batches(run.config.batch_size, None if shown is None else len(shown))
+    num_batches = run.data.num_train_batches(run.config.batch_size, None if visited is None else len(visited))
     loss_sum, num_right, num_seen = 0.0, 0, 0
-    batches = run.data.train_batches(epoch=epoch, seed=run.seed, batch_size=run.config.batch_size, shown=shown)
+    batches = run.data.train_batches(epoch=epoch, seed=run.seed, batch_size=run.config.batch_size, shown=visited)
     with progress.task(f"{label} epoch {epoch + 1}/{run.config.epochs}", total=num_batches) as task:
         for step, batch in enumerate(batches):
             rate = learning_rate(run.config, epoch + step / num_batches)
+            run.objective.begin_step(epoch + step / num_batches)
             loss, right = _train_step(run, batch, rate)
             if not math.isfinite(loss):
                 raise TrainingError(
@@ -254,6 +186,7 @@ def _train_epoch(run: _Run, epoch: int, shown: Tensor | None, progress: Progress
         lr=learning_rate(run.config, epoch),
         images_per_s=num_seen / train_s,
         seconds=time.monotonic() - begun_s,
+        **run.objective.facts(),
     )
 
 
@@ -266,11 +199,12 @@ def _train_step(run: _Run, batch: Batch, rate: float) -> tuple[float, int]:
     if run.teacher is not None:
         with torch.no_grad(), run.accelerator.autocast():
             teacher_NK = run.teacher(batch.x_NCHW).float()
-    loss = run.loss(student_NK, teacher_NK, batch.labels_N)
+    loss: Tensor = run.objective(student_NK, teacher_NK, batch.labels_N)
     run.optimizer.zero_grad()
     run.accelerator.backward(loss)
     if run.config.grad_clip is not None:
-        run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.grad_clip)
+        learned = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+        run.accelerator.clip_grad_norm_(learned, run.config.grad_clip)
     run.optimizer.step()
     if run.average is not None:
         run.average.update_parameters(run.model)
@@ -307,10 +241,11 @@ def _epoch_line(label: str, done: Epoch, total: int) -> str:
     )
 
 
-def _save_checkpoint(run: _Run, checkpoint_dir: Path) -> None:
-    """Write the state between two epochs: whole or not at all."""
-    state = {
+def _state(run: _Run) -> dict[str, Any]:
+    """The state between two epochs."""
+    return {
         "model": run.model.state_dict(),
+        "objective": run.objective.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "average": run.average.state_dict() if run.average is not None else None,
         "best": run.best,
@@ -318,17 +253,14 @@ def _save_checkpoint(run: _Run, checkpoint_dir: Path) -> None:
         "best_epoch": run.best_epoch,
         "epochs": [asdict(epoch) for epoch in run.epochs],
     }
-    partial = checkpoint_dir / "training.pt.partial"
-    torch.save(state, partial)
-    partial.replace(checkpoint_dir / "training.pt")
 
 
 def _resume(run: _Run, checkpoint_dir: Path, progress: Progress) -> int:
     """Restore the state after the last finished epoch; returns the epoch to go on with."""
-    path = checkpoint_dir / "training.pt"
+    path = checkpoint_dir / FILE
     if not path.exists():
         return 0
-    state = _read_checkpoint(path, run.accelerator.device)
+    state = read_checkpoint(path, run.accelerator.device)
     if state is None:
         progress.say(f"{path} is truncated or altered: this training begins again")
         return 0
@@ -337,20 +269,9 @@ def _resume(run: _Run, checkpoint_dir: Path, progress: Progress) -> int:
     return len(run.epochs)
 
 
-def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """The state, or None where a byte is missing or flipped: torch.load checks none of its archive's checksums."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                return None
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
-    except Exception:  # a damaged file may raise anything at all
-        return None
-    return state
-
-
 def _restore(run: _Run, state: Mapping[str, Any]) -> None:
     run.model.load_state_dict(state["model"])
+    run.objective.load_state_dict(state["objective"])
     run.optimizer.load_state_dict(state["optimizer"])
     if run.average is not None:
         run.average.load_state_dict(state["average"])
@@ -362,7 +283,7 @@ def _decide_precision(
     model: nn.Module,
     teacher: nn.Module | None,
     data: Data,
-    loss: Loss,
+    objective: Objective,
     config: TrainConfig,
     seed: int,
     checkpoint_dir: Path,
@@ -374,7 +295,7 @@ def _decide_precision(
     if (decided := _decided(decided_path)) is not None:
         return decided
     batch = next(iter(data.train_batches(epoch=0, seed=seed, batch_size=config.batch_size)))
-    seconds = {p: _step_seconds(model, teacher, batch, loss, bf16=p == "bf16") for p in ("fp32", "bf16")}
+    seconds = {p: _step_seconds(model, teacher, batch, objective, bf16=p == "bf16") for p in ("fp32", "bf16")}
     precision = min(seconds, key=seconds.__getitem__)
     write_json(decided_path, {"precision": precision, "step_seconds": seconds})
     return precision
@@ -389,16 +310,19 @@ def _decided(path: Path) -> str | None:
     return str(precision) if precision in ("fp32", "bf16") else None
 
 
-def _step_seconds(model: nn.Module, teacher: nn.Module | None, batch: Batch, loss: Loss, *, bf16: bool) -> float:
+def _step_seconds(
+    model: nn.Module, teacher: nn.Module | None, batch: Batch, objective: Objective, *, bf16: bool
+) -> float:
     """Median of a few steps on a copy, so that the measurement leaves no trace in the weights."""
     trial = copy.deepcopy(model).train()
     seconds = []
     for _ in range(6):
         begun_s = time.perf_counter()
+        objective.begin_step(0.0)
         with torch.autocast(batch.x_NCHW.device.type, torch.bfloat16, enabled=bf16):
             student_NK = trial(batch.x_NCHW)
             with torch.no_grad():
                 teacher_NK = None if teacher is None else teacher(batch.x_NCHW).float()
-        loss(student_NK.float(), teacher_NK, batch.labels_N).backward()
+        objective(student_NK.float(), teacher_NK, batch.labels_N).backward()
         seconds.append(time.perf_counter() - begun_s)
     return sorted(seconds[2:])[1]

@@ -1,27 +1,33 @@
 """Stage 6, bundle: everything that a device and its keeper need, in one directory that proves itself.
 
 Reads a compiled model, its record and its accuracy. Writes model/, golden/, record.json, edgestill-device.pyz,
-MODEL_CARD.md, manifest.json (sha256 of every other file) and manifest.sha256 over it. The same inputs give the same bytes.
+MODEL_CARD.md, manifest.json (sha256 of every other file), with a key model.sig, and manifest.sha256 over these two. The same
+inputs give the same bytes, but for the signature: ECDSA draws a number for each.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.device.evaluate import batch_of
+from benchmarks.device.json_schema import first_fault
+from benchmarks.device.manifest import SCHEMA, SCHEMA_VERSION
 from benchmarks.device.measure import synthetic_batch
 from benchmarks.device.preprocess import load_evaluation
-from benchmarks.device.verify import MANIFEST, SCHEMA_VERSION, SEAL, seal_of
+from benchmarks.device.signature import SIGNATURE
+from benchmarks.device.verify import MANIFEST, SEAL, check_files, seal_of
 from benchmarks.pack import PROGRAM, pack_device_program
 from pipeline.artifacts import CompiledArms, Measured, PreparedData, Verdict
 from pipeline.how import How
+from pipeline.signing import sign
 from targets import make_target
 from targets.base import Array, Batch, CompiledModel, sha256_file, write_json
 from targets.errors import DataError, TargetError
@@ -30,6 +36,11 @@ from targets.errors import DataError, TargetError
 # steps of 1/255 add up over the layers; BF16 keeps 8 bits of mantissa.
 TOLERANCES = {"int8": 0.05, "bf16": 0.02, "fp16": 0.005, "fp32": 1e-4}
 GOLDEN_SEED = 0
+# The folders of an absolute path, also in "images:/home/ann/cats", not those of a URL.
+FOLDERS = re.compile(r"(?<![\w./])/(?:[^/\n:]+/)+")
+PORTABLE = ("onnxruntime-cpu", "openvino-cpu")  # whose compiled form is a graph, not code for a processor
+# What a reader wants first; other facts follow by name.
+FIRST = ("metric", "value", "ci95", "n", "on", "at", "preset", "p50_us", "p50_ci95_us", "fps")
 
 
 def bundle_shipped(
@@ -40,6 +51,8 @@ def bundle_shipped(
     provenance: Mapping[str, Any],
     out_dir: Path,
     how: How,
+    *,
+    sign_key: Path | None = None,
 ) -> None:
     """Bundle what the verdict ships; with `how.include_samples` the golden input is real, else synthetic and seeded."""
     info = verdict.info
@@ -60,6 +73,7 @@ def bundle_shipped(
         float_reason=info["float_reason"],
         golden_input=golden,
         include_samples=how.include_samples,
+        sign_key=sign_key,
     )
 
 
@@ -75,8 +89,9 @@ def write_bundle(
     float_reason: str | None = None,
     golden_input: Batch | None = None,
     include_samples: bool = False,
+    sign_key: Path | None = None,
 ) -> Path:
-    """Write the bundle into `out_dir`, whole or not at all; returns it.
+    """Write the bundle into `out_dir`, whole or not at all; returns it. `sign_key`: a private EC key to sign it with.
 
     `record` is a record of schema 1, `accuracy` has the metric with n and interval, `float_reason` says why a float model
     ships in place of INT8. The golden input is synthetic and seeded; a `golden_input` of real samples (one array an input,
@@ -91,15 +106,31 @@ def write_bundle(
     partial = _fresh_directory(out_dir)
     _copy_model(compiled, partial / "model")
     golden = _write_golden(partial / "golden", compiled, golden_input)
-    write_json(partial / "record.json", dict(record))
+    write_json(partial / "record.json", _canonical(record))
     shutil.copyfile(device_program, partial / PROGRAM)
-    manifest = _manifest(compiled, record, accuracy, provenance, labels, float_reason, golden)
-    (partial / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
-    write_json(partial / MANIFEST, {**manifest, "files": _digests(partial)})
-    (partial / SEAL).write_bytes(seal_of(partial / MANIFEST))
-    if out_dir.exists():
-        shutil.rmtree(out_dir)
-    return partial.rename(out_dir)
+    return _finish(
+        partial, _manifest(compiled, record, accuracy, provenance, labels, float_reason, golden), out_dir, sign_key
+    )
+
+
+def write_portable(bundle: Path, out_dir: Path, *, sign_key: Path | None = None) -> Path:
+    """Write a bundle again for any machine and any version of its runtime; returns `out_dir`.
+
+    Only where the model is what was exported and not what a machine made of it (ONNX, OpenVINO's IR). Its golden output,
+    whose tolerance is for other machines' kernels, then decides alone. A signature does not carry over. Raises TargetError
+    for an engine, IntegrityError for a bundle whose files are not as written.
+    """
+    manifest = check_files(bundle)
+    compiled = CompiledModel.load(bundle / "model")
+    if compiled.target not in PORTABLE:
+        raise TargetError(
+            f"{bundle}: a model that was compiled for {compiled.target} runs only where it was built. "
+            f"Take a bundle for {' or '.join(PORTABLE)}."
+        )
+    partial = _fresh_directory(out_dir)
+    shutil.copytree(bundle, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SEAL, SIGNATURE))
+    replace(compiled, built_for={}, directory=partial / "model").save()
+    return _finish(partial, {**manifest, "built_for": {}}, out_dir, sign_key)
 
 
 def model_card(manifest: Mapping[str, Any]) -> str:
@@ -121,14 +152,50 @@ def model_card(manifest: Mapping[str, Any]) -> str:
 
 
 def _fresh_directory(out_dir: Path) -> Path:
-    """An empty directory beside `out_dir`; refuses to replace what is no bundle."""
+    """An empty directory of the same name in a hidden folder beside it; refuses to replace what is no bundle."""
     if out_dir.exists() and not (out_dir / MANIFEST).is_file() and any(out_dir.iterdir()):
         raise DataError(f"{out_dir} holds files that are no bundle. Name another directory, or empty it.")
-    partial = out_dir.with_name(f".{out_dir.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    return partial
+    hidden = out_dir.with_name(f".{out_dir.name}.partial")
+    if hidden.exists():
+        shutil.rmtree(hidden)
+    (hidden / out_dir.name).mkdir(parents=True)
+    return hidden / out_dir.name
+
+
+def _finish(partial: Path, manifest: Mapping[str, Any], out_dir: Path, sign_key: Path | None) -> Path:
+    """Write what is over all other files, and move the directory to its place."""
+    told = _canonical({key: value for key, value in manifest.items() if key != "files"})
+    (partial / "MODEL_CARD.md").write_text(model_card(told), encoding="utf-8")
+    whole = _canonical({**told, "files": _digests(partial)})
+    if (fault := first_fault(SCHEMA, whole, "manifest")) is not None:
+        raise DataError(f"bundle: {fault}. What is bundled must fit docs/schemas: correct what was handed over.")
+    write_json(partial / MANIFEST, whole)
+    (partial / SEAL).write_bytes(seal_of(partial))
+    if sign_key is not None:
+        sign(partial, sign_key)
+    if out_dir.exists():
+        shutil.rmtree(out_dir)
+    partial.rename(out_dir)
+    partial.parent.rmdir()
+    return out_dir
+
+
+def _canonical(value: Any) -> Any:
+    """The one form of a JSON value: keys sorted, sequences as lists."""
+    if isinstance(value, Mapping):
+        return {key: _canonical(value[key]) for key in sorted(value)}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value]
+    return value
+
+
+def _without_paths(value: Any) -> Any:
+    """A JSON value with every absolute path in its texts cut to the last name: where it lay says nothing to a device."""
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_paths(item) for item in value]
+    return FOLDERS.sub("", value) if isinstance(value, str) else value
 
 
 def _copy_model(compiled: CompiledModel, model_dir: Path) -> None:
@@ -199,7 +266,7 @@ def _manifest(
         "accuracy": dict(accuracy),
         "measured": _measured(record, compiled),
         "versions": {"python": sys.version.split()[0], "numpy": np.__version__, "runtime": compiled.toolchain},
-        "provenance": dict(provenance),
+        "provenance": _without_paths(provenance),
         "golden": dict(golden),
     }
 
@@ -222,8 +289,8 @@ def _measured(record: Mapping[str, Any], compiled: CompiledModel) -> dict[str, A
 
 
 def _digests(directory: Path) -> dict[str, str]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {path.relative_to(directory).as_posix(): sha256_file(path) for path in files}
+    paths = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+    return {name: sha256_file(paths[name]) for name in paths if name not in (MANIFEST, SEAL, SIGNATURE)}
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:
@@ -231,7 +298,8 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
 
 
 def _fact_lines(facts: Mapping[str, Any]) -> list[str]:
-    return [f"- {key}: {_shown(value)}" for key, value in facts.items()] or ["- nothing is known"]
+    keys = [*(key for key in FIRST if key in facts), *sorted(facts.keys() - set(FIRST))]
+    return [f"- {key}: {_shown(facts[key])}" for key in keys] or ["- nothing is known"]
 
 
 def _shown(value: Any) -> str:
@@ -261,5 +329,6 @@ def _tensor_lines(manifest: Mapping[str, Any]) -> list[str]:
 def _use_lines(manifest: Mapping[str, Any]) -> list[str]:
     return [
         f"`python3 {PROGRAM} verify .` holds every byte against the manifest, this machine against what the model was",
-        f"compiled for, and the model's answer against golden/ ({manifest['golden']['source']}).",
+        f"compiled for, and the model's answer against golden/ ({manifest['golden']['source']}). Of a signed bundle,",
+        "`--public-key FILE` checks who wrote it; get the key from the signer, never from where the bundle came from.",
     ]

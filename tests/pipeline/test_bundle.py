@@ -1,9 +1,13 @@
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +16,18 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.device import verify
+from benchmarks.device.json_schema import first_fault
 from benchmarks.device.verify import MANIFEST, SEAL, seal_of, verify_bundle
 from benchmarks.pack import pack_device_program
+from pipeline.bundles import pack_bundle, portable_bundle
 from pipeline.stages.bundle import write_bundle
 from targets import make_target
-from targets.base import CompiledModel, Exported, TensorSpec, read_json, write_json
-from targets.errors import DataError, EdgestillError, IntegrityError, TargetError
+from targets.base import CompiledModel, Exported, Preprocessing, TensorSpec, read_json, write_json
+from targets.errors import DataError, EdgestillError, IntegrityError, RecipeError, TargetError
 
 RECORD = {
     "utc": "2026-01-01T00:00:00+00:00",
@@ -32,6 +39,7 @@ RECORD = {
 }
 ACCURACY = {"metric": "top1", "value": 0.93, "n": 1000, "ci95": [0.912, 0.944]}
 Write = Callable[..., Path]
+ROOT = Path(__file__).parents[2]
 
 
 def _compile(directory: Path, bias: float = 0.0) -> CompiledModel:
@@ -109,7 +117,7 @@ def _reseal(bundle: Path, **changed: Any) -> None:
     manifest = read_json(bundle / MANIFEST)
     files = {name: verify.sha256_file(bundle / name) for name in manifest["files"]}
     write_json(bundle / MANIFEST, {**manifest, "files": files, **changed})
-    (bundle / SEAL).write_bytes(seal_of(bundle / MANIFEST))
+    (bundle / SEAL).write_bytes(seal_of(bundle))
 
 
 def test_a_bundle_holds_everything_and_verifies(pristine: Path) -> None:
@@ -128,7 +136,8 @@ def test_a_bundle_holds_everything_and_verifies(pristine: Path) -> None:
         "model/model.onnx",
         "record.json",
     }
-    assert verified == {"name": "two", "files": 11, "max_abs_delta": {"scores": 0.0, "winner": 0.0}}
+    assert (verified["name"], verified["files"]) == ("two", 11)
+    assert verified["max_abs_delta"] == {"scores": 0.0, "winner": 0.0}
 
 
 def test_the_manifest_says_what_ships_how_good_it_is_and_where_it_is_from(pristine: Path) -> None:
@@ -142,6 +151,25 @@ def test_the_manifest_says_what_ships_how_good_it_is_and_where_it_is_from(pristi
     assert manifest["golden"]["tolerance"]["winner"] == 0.0
 
 
+def test_every_manifest_is_valid_by_the_published_schema(pristine: Path, write: Write, tmp_path: Path) -> None:
+    samples = {name: np.full((1, 5), 2.0, dtype=np.float32) for name in ("left", "right")}
+    pre = Preprocessing(mode="RGB", resize=256, crop=(224, 224), mean=(1.0, 2.0, 3.0), std=(1, 1, 1))
+    rich = write(tmp_path / "rich", golden_input=samples, include_samples=True, float_reason="INT8 is slower")
+    bare = write(tmp_path / "bare", accuracy={}, labels=[], provenance={})
+    published = json.loads((ROOT / "docs/schemas/bundle-manifest-1.json").read_text())
+
+    for bundle in (pristine, rich, bare, portable_bundle(pristine, tmp_path / "portable").path):
+        Draft202012Validator(published).validate(read_json(bundle / MANIFEST))
+    assert first_fault(published["properties"]["preprocessing"], json.loads(json.dumps(asdict(pre))), "pre") is None
+
+
+@pytest.mark.parametrize("accuracy", [{"value": "good"}, {"n": -1}, {"metric": None}])
+def test_what_the_schema_does_not_know_is_not_bundled(accuracy: dict[str, Any], write: Write, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"bundle: manifest\.accuracy\."):
+        write(tmp_path / "bundle", accuracy=accuracy)
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_the_golden_output_is_what_the_model_computes(pristine: Path) -> None:
     left, right, scores, winner = (
         np.load(pristine / "golden" / name) for name in ("input-0.npy", "input-1.npy", "output-0.npy", "output-1.npy")
@@ -153,6 +181,73 @@ def test_the_golden_output_is_what_the_model_computes(pristine: Path) -> None:
 
 def test_the_same_inputs_give_the_same_bytes(write: Write, pristine: Path, tmp_path: Path) -> None:
     assert _content(write(tmp_path / "again")) == _content(pristine)
+
+
+def _turned(value: Any) -> Any:
+    """The same JSON value with the keys of each object the other way round."""
+    if isinstance(value, dict):
+        return {key: _turned(value[key]) for key in reversed(value)}
+    return [_turned(item) for item in value] if isinstance(value, list) else value
+
+
+def test_the_order_of_keys_on_the_way_in_changes_no_byte(write: Write, pristine: Path, tmp_path: Path) -> None:
+    provenance = {"git": None, "recipe": "fixture"}
+
+    again = write(tmp_path / "two", record=_turned(RECORD), accuracy=_turned(ACCURACY), provenance=provenance)
+
+    assert _content(again) == _content(pristine)
+
+
+def test_an_archive_of_the_same_files_has_the_same_bytes_whoever_copied_them_and_when(
+    pristine: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(pristine, tmp_path / "elsewhere", copy_function=shutil.copyfile))
+    for path in other.rglob("*"):
+        os.utime(path, (1, 1))
+        path.chmod(0o777)
+
+    first, second = pack_bundle(pristine, tmp_path / "first.tar"), pack_bundle(other, tmp_path / "second.tar")
+
+    assert (tmp_path / "first.tar").read_bytes() == (tmp_path / "second.tar").read_bytes()
+    assert first.sha256 == second.sha256
+    with tarfile.open(tmp_path / "first.tar") as archive:
+        members = archive.getmembers()
+    assert [member.name for member in members] == sorted(f"bundle/{name}" for name in _content(pristine))
+    assert {(member.mtime, member.uid, member.gid, member.uname, member.gname) for member in members} == {
+        (0, 0, 0, "", "")
+    }
+
+
+def test_an_archive_verifies_as_the_folder_does(pristine: Path, tmp_path: Path) -> None:
+    pack_bundle(pristine, tmp_path / "two.tar")
+
+    assert verify_bundle(tmp_path / "two.tar") == verify_bundle(pristine)
+
+
+def test_an_archive_is_not_written_into_the_bundle_or_over_a_folder(bundle: Path, tmp_path: Path) -> None:
+    for path in (bundle / "two.tar", tmp_path):
+        with pytest.raises(RecipeError, match="Name a file beside it"):
+            pack_bundle(bundle, path)
+    verify_bundle(bundle, replay=False)
+
+
+def test_no_path_of_this_machine_stands_in_a_bundle(write: Write, tmp_path: Path) -> None:
+    provenance = {
+        "recipe": {"checkpoint": "/home/ann/secret project/net.pth", "data": {"source": "images:/home/ann/cats"}},
+        "from": "https://example.org/a/b, and a/relative/path",
+        "paths": ["/srv/x"],
+    }
+
+    bundle = write(tmp_path / "two", provenance=provenance)
+
+    assert read_json(bundle / MANIFEST)["provenance"] == {
+        "recipe": {"checkpoint": "net.pth", "data": {"source": "images:cats"}},
+        "from": "https://example.org/a/b, and a/relative/path",
+        "paths": ["x"],
+    }
+    told = b"".join(_content(bundle)[name] for name in ("manifest.json", "record.json", "MODEL_CARD.md"))
+    assert b"/home" not in told
+    assert str(tmp_path).encode() not in told
 
 
 def test_the_reason_for_shipping_float_stands_in_manifest_and_card(write: Write, tmp_path: Path) -> None:
@@ -207,7 +302,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(pristine: Path, data: st.D
     path.write_bytes(flipped)
     try:
         # The seal is named by what it seals.
-        with pytest.raises(IntegrityError, match=MANIFEST if path.name == SEAL else path.name):
+        with pytest.raises(IntegrityError, match="manifest" if path.name == SEAL else path.name):
             verify_bundle(pristine, replay=False)
     finally:
         path.write_bytes(whole)
@@ -224,7 +319,7 @@ def test_a_missing_a_truncated_and_a_renamed_file_are_found(name: str, bundle: P
         verify_bundle(bundle)
     path.with_name("other.bin").unlink()
     path.write_bytes(aside.read_bytes()[:-1])
-    with pytest.raises(IntegrityError, match=path.name.replace(SEAL, MANIFEST)):
+    with pytest.raises(IntegrityError, match="manifest" if name == SEAL else path.name):
         verify_bundle(bundle)
 
 
@@ -274,7 +369,7 @@ def nothing_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def _rewrite_compiled(bundle: Path, **changed: Any) -> None:
     path = bundle / "model/compiled.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
-    _reseal(bundle)
+    _reseal(bundle, **{key: value for key, value in changed.items() if key != "files"})
 
 
 @pytest.mark.usefixtures("nothing_may_run")
@@ -292,6 +387,115 @@ def test_another_or_no_runtime_is_refused_before_anything_runs(toolchain: str, b
 
     with pytest.raises(TargetError, match=f"proved with {toolchain}, here is"):
         verify_bundle(bundle)
+
+
+@pytest.mark.usefixtures("nothing_may_run")
+@pytest.mark.parametrize(
+    ("built", "here", "runs"),
+    [
+        ("1.32.0", "1.32.0", True),
+        ("2026.4.1-22982-abc", "2026.4.1", True),
+        ("1.32.0", "1.32.0+local", True),
+        ("1.32.0", "1.32.1", False),
+        ("1.32.0", "1.33.0", False),
+        ("10.3.0", "10.13.0", False),
+    ],
+)
+def test_a_runtime_must_be_of_the_release_that_was_proved(
+    built: str, here: str, runs: bool, compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "_installed", lambda _: here)
+    asked = replace(compiled, toolchain=f"onnxruntime {built}")
+
+    if runs:
+        verify.check_machine(asked)
+        return
+    with pytest.raises(
+        TargetError, match=rf"here is {re.escape(here)}\. Install that \(pip install onnxruntime=={built}\)"
+    ):
+        verify.check_machine(asked)
+
+
+ORIN = {"arch": platform.machine(), "runtime": "10.3.0", "sm": "8.7", "gpu": "Orin"}
+
+
+@pytest.mark.usefixtures("nothing_may_run")
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (
+            {"sm": "10.1", "gpu": "Thor"},
+            r"built for SM 8\.7, here is SM 10\.1\. (?s:.*)compile the exported model on this machine",
+        ),
+        ({"gpu": "Orin Nano"}, "built for the GPU Orin, here is the GPU Orin Nano"),
+        ({"runtime": "10.4.0"}, r"proved with tensorrt 10\.3\.0, here is 10\.4\.0\. Install that \(take the JetPack"),
+    ],
+)
+def test_an_engine_of_another_gpu_or_tensorrt_is_refused_before_anything_runs(
+    changed: dict[str, str], says: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = {**ORIN, **changed}
+    monkeypatch.setattr(verify, "gpu_facts", lambda: here)
+    monkeypatch.setattr(verify, "_installed", lambda _: here["runtime"])
+    _rewrite_compiled(bundle, target="tensorrt", toolchain="tensorrt 10.3.0", built_for=ORIN)
+
+    with pytest.raises(TargetError, match=says):
+        verify_bundle(bundle)
+
+
+def test_an_engine_is_let_through_on_the_gpu_that_it_was_built_on(
+    compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "gpu_facts", lambda: ORIN)
+    monkeypatch.setattr(verify, "_installed", lambda _: "10.3.0")
+
+    verify.check_machine(replace(compiled, target="tensorrt", toolchain="tensorrt 10.3.0", built_for=ORIN))
+
+
+@pytest.mark.usefixtures("nothing_may_run")
+def test_without_cuda_an_engine_is_refused_with_what_to_install(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("targets.cuda.candidates", lambda: iter(()))
+    monkeypatch.setattr(verify, "_installed", lambda _: "10.3.0")
+    _rewrite_compiled(bundle, target="tensorrt", toolchain="tensorrt 10.3.0", built_for=ORIN)
+
+    with pytest.raises(TargetError, match="libcudart, the CUDA runtime, is not found here"):
+        verify_bundle(bundle)
+
+
+def test_a_portable_bundle_is_for_any_machine_and_its_golden_output_decides(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = portable_bundle(bundle, tmp_path / "portable")
+    monkeypatch.setattr(platform, "machine", lambda: "riscv128")
+    monkeypatch.setattr(verify, "_installed", lambda _: "99.0")
+
+    verified = verify_bundle(report.path)
+
+    assert verified["max_abs_delta"] == {"scores": 0.0, "winner": 0.0}
+    assert "machine and version: it is for any that runs onnxruntime-cpu" in " ".join(verified["not_checked"])
+    before, after = _content(bundle), _content(report.path)
+    changed = {name for name in before if before[name] != after[name]}
+    assert before.keys() == after.keys()
+    assert changed == {"MODEL_CARD.md", "manifest.json", "manifest.sha256", "model/compiled.json"}
+    assert "for any machine" in after["MODEL_CARD.md"].decode()
+
+
+def test_a_portable_bundle_needs_its_runtime_all_the_same(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    portable_bundle(bundle, tmp_path / "portable")
+    monkeypatch.setattr(verify, "_installed", lambda _: None)
+
+    with pytest.raises(TargetError, match=r"here is none\. Install that \(pip install onnxruntime\)"):
+        verify_bundle(tmp_path / "portable")
+
+
+def test_an_engine_has_no_portable_form(bundle: Path, tmp_path: Path) -> None:
+    _rewrite_compiled(bundle, target="tensorrt")
+
+    with pytest.raises(TargetError, match="compiled for tensorrt runs only where it was built"):
+        portable_bundle(bundle, tmp_path / "portable")
+    assert not (tmp_path / "portable").exists()
 
 
 @pytest.mark.usefixtures("nothing_may_run")

@@ -1,5 +1,6 @@
 """Difficulty against scipy, pacing as properties, and what is shown when."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,20 +8,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
-from pipeline.learning.curriculum import difficulty, pacing_fraction, shown_samples
+from pipeline.learning.curriculum import adaptive_fraction, difficulty, first_samples, pacing_fraction, shown_samples
+from pipeline.learning.curriculum.difficulty import ScoreHistory
 from pipeline.recipe import CurriculumConfig
 from targets.errors import RecipeError, TrainingError
 
+FUNCTIONS = (*("linear", "root", "quadratic", "competence", "step", "baby_step", "exponential", "log", "geometric"),)
 CONFIGS = st.builds(
     CurriculumConfig,
-    pacing=st.sampled_from(["linear", "root", "quadratic", "competence"]),
+    pacing=st.sampled_from(FUNCTIONS),
     order=st.sampled_from(["easy_first", "hard_first", "random"]),
     start_fraction=st.floats(0.01, 1.0),
     full_at=st.floats(0.01, 1.0),
     root_p=st.floats(0.1, 1000.0),
+    num_steps=st.integers(1, 50),
 )
 PROGRESS = st.floats(0, 1)
 TEACHER_NK = np.random.default_rng(0).normal(scale=3, size=(50, 5))
@@ -94,6 +98,19 @@ def test_pacing_begins_at_the_start_fraction(config: CurriculumConfig) -> None:
         ("root", 0.2 + 0.8 / 2, 0.2 + 0.8 / math.sqrt(2)),
         ("quadratic", 0.2 + 0.8 / 16, 0.2 + 0.8 / 4),
         ("competence", (0.25 * (1 - 0.008) + 0.008) ** (1 / 3), (0.5 * (1 - 0.008) + 0.008) ** (1 / 3)),
+        ("step", 0.2, 0.2),
+        ("baby_step", 0.2 + 0.8 * 1 / 5, 0.2 + 0.8 * 2 / 5),
+        (
+            "exponential",
+            0.2 + 0.8 * (math.exp(2.5) - 1) / (math.exp(10) - 1),
+            0.2 + 0.8 * (math.exp(5) - 1) / (math.exp(10) - 1),
+        ),
+        (
+            "log",
+            0.2 + 0.8 * (1 + 0.1 * math.log(0.25 + math.exp(-10))),
+            0.2 + 0.8 * (1 + 0.1 * math.log(0.5 + math.exp(-10))),
+        ),
+        ("geometric", 2 ** (math.log2(0.2) * 0.75), 2 ** (math.log2(0.2) * 0.5)),
     ],
 )
 def test_pacing_follows_the_published_formula(pacing: str, quarter: float, half: float) -> None:
@@ -154,3 +171,110 @@ def test_asking_what_is_shown_spends_no_random_number_of_the_caller() -> None:
     shown_samples(CurriculumConfig(order="random"), torch.arange(10.0), 0.0, seed=3)
 
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_equally_hard_samples_come_in_no_order_of_the_data() -> None:
+    sorted_by_class = torch.zeros(1000)  # a teacher that is sure of everything
+
+    shown = first_samples("easy_first", sorted_by_class, 0.1, seed=0)
+
+    assert 400 < float(shown.double().mean()) < 600
+
+
+# --- told by the student -----------------------------------------------------------------------------------------------
+
+STUDENT_NK = np.random.default_rng(2).normal(scale=2, size=(50, 5))
+P_NK, Q_NK = softmax(TEACHER_NK, axis=1), softmax(STUDENT_NK, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("measure", "expected_N"),
+    [
+        ("teacher_doubt", 1 - P_NK[np.arange(50), LABELS_N]),
+        ("self_paced", -np.log(Q_NK[np.arange(50), LABELS_N])),
+        ("el2n", np.linalg.norm(Q_NK - np.eye(5)[LABELS_N], axis=1)),
+        ("kl", entropy(P_NK, Q_NK, axis=1)),
+        ("disagreement", np.abs(P_NK - Q_NK).sum(axis=1) / 2),
+    ],
+)
+def test_measures_are_their_formulae(measure: str, expected_N: np.ndarray) -> None:
+    found_N = difficulty(measure, torch.tensor(TEACHER_NK), torch.tensor(LABELS_N), torch.tensor(STUDENT_NK))
+
+    np.testing.assert_allclose(found_N, expected_N, rtol=1e-9)
+
+
+ANSWERS = st.lists(st.lists(st.integers(0, 2), min_size=6, max_size=6), min_size=1, max_size=8)
+
+
+@given(ANSWERS)
+@settings(max_examples=60, deadline=None)
+def test_forgetting_counts_the_falls_from_right_to_wrong(answers: list[list[int]]) -> None:
+    labels_N = torch.tensor([0, 1, 2, 0, 1, 2])
+    history = ScoreHistory(6)
+
+    for classes in answers:
+        history.add(torch.eye(3)[torch.tensor(classes)], labels_N)
+
+    right = [[answer == label for answer, label in zip(row, labels_N.tolist(), strict=True)] for row in answers]
+    for sample, found in enumerate(history.difficulty("forgetting").tolist()):
+        course = [row[sample] for row in right]
+        falls = sum(before and not after for before, after in itertools.pairwise(course))
+        assert found == (falls if any(course) else len(course))
+
+
+def test_aum_is_the_mean_margin_over_the_scorings() -> None:
+    looks = np.random.default_rng(3).normal(size=(4, 50, 5))
+    history = ScoreHistory(50)
+
+    for look_NK in looks:
+        history.add(torch.tensor(look_NK), torch.tensor(LABELS_N))
+
+    margins = [
+        [row[label] - max(np.delete(row, label)) for row, label in zip(look, LABELS_N, strict=True)] for look in looks
+    ]
+    np.testing.assert_allclose(history.difficulty("aum"), -np.mean(margins, axis=0), rtol=1e-12)
+
+
+# --- adaptive pacing ---------------------------------------------------------------------------------------------------
+
+ADAPTIVE = st.builds(
+    CurriculumConfig,
+    pacing=st.just("adaptive"),
+    start_fraction=st.floats(0.01, 1.0),
+    full_at=st.floats(0.01, 1.0),
+    plateau=st.floats(0.0, 0.1),
+    advance=st.floats(0.01, 1.0),
+)
+CURVES = st.lists(st.floats(0, 1), max_size=12)
+
+
+@given(ADAPTIVE, CURVES, st.integers(1, 40))
+@settings(max_examples=200)
+def test_adaptive_pacing_starts_at_b_never_falls_and_has_shown_all_by_a(config, curve, spare) -> None:
+    num_epochs = len(curve) + spare
+
+    shares = [adaptive_fraction(config, epoch / num_epochs, curve[:epoch]) for epoch in range(len(curve) + 1)]
+
+    assert shares[0] == (1.0 if config.full_at <= 0 else config.start_fraction)
+    assert all(early <= late for early, late in itertools.pairwise(shares))
+    assert adaptive_fraction(config, config.full_at, curve) == 1.0
+    assert shares[-1] <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("curve", "plateaus"),
+    [
+        ([0.5], 0),
+        ([0.5, 0.501], 1),  # a plateau
+        ([0.5, 0.497], 1),  # within the width, below
+        ([0.5, 0.6], 0),  # still learning from what it has
+        ([0.5, 0.3], 0),  # a drop holds
+        ([0.5, 0.3, 0.501], 1),  # back at the best
+        ([0.5, 0.501, 0.502, 0.503], 3),
+        ([0.3, 0.5, 0.4, 0.45, 0.5], 1),
+    ],
+)
+def test_a_plateau_advances_a_drop_and_a_gain_hold(curve: list[float], plateaus: int) -> None:
+    config = CurriculumConfig(pacing="adaptive", start_fraction=0.2, full_at=1.0, plateau=0.005, advance=0.1)
+
+    assert adaptive_fraction(config, 0.5, curve) == pytest.approx(0.2 + 0.1 * plateaus)

@@ -1,0 +1,19 @@
+"""Cross-entropy on the labels."""
+# Shapes: N batch, K classes.
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (torch's own custom)
+
+
+def cross_entropy(
+    logits_NK: Tensor, labels_N: Tensor, *, label_smoothing: float = 0.0, reduction: Literal["mean", "none"] = "mean"
+) -> Tensor:
+    """Cross-entropy against (1 - s) * onehot + s / K (Szegedy et al., 2016), s = label_smoothing.
+
+    Takes raw logits (N, K) and class ids (N,); returns nats: a scalar, the mean over N, or (N,) where nothing is reduced.
+    """
+    return F.cross_entropy(logits_NK, labels_N, label_smoothing=label_smoothing, reduction=reduction)
