@@ -35,7 +35,12 @@ def printed(command: str) -> str:
     argv, out = sys.argv, io.StringIO()
     sys.argv = [module, *arguments]
     try:
-        with contextlib.redirect_stdout(out), contextlib.chdir(ROOT), contextlib.suppress(SystemExit), warnings.catch_warnings():
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.chdir(ROOT),
+            contextlib.suppress(SystemExit),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore", RuntimeWarning)  # that the module is imported already: it only prints
             runpy.run_module(module, run_name="__main__", alter_sys=False)
     finally:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import Arm, compare_speed, measure_arms
+from benchmarks.bench import Arm, compare_speed, measure_arms, untrustworthy
 from benchmarks.device.measure import PRESETS
 from benchmarks.device.record import Record
 from benchmarks.device.verify import check_machine
@@ -219,14 +219,14 @@ def bench_model(
             arms = _compile_all(bench, exported, order, partial)
         else:
             arms = [Arm(compiled.precision, compiled_dir, placement=bench.placement(compiled_dir))]
-        rows = _rows(arms, _measure(bench, arms, order, partial))
+        records = _measure(bench, arms, order, partial)
         report = BenchReport(
             out_dir=out_dir,
             model=model.name,
             target=target,
             preset=preset,
-            rows=rows,
-            failure=_untrustworthy(rows) if strict else None,
+            rows=_rows(arms, records),
+            failure=_untrustworthy(records) if strict else None,
         )
         write_json(partial / REPORT_FILE, report.to_json())
     return report
@@ -376,11 +376,6 @@ def _failure(gates: Sequence[Gate], target: str) -> EdgestillError | None:
     )
 
 
-def _untrustworthy(rows: Sequence[Row]) -> EdgestillError | None:
-    disturbed = [row.arm for row in rows if not row.valid]
-    if not disturbed:
-        return None
-    return MeasurementError(
-        f"{', '.join(disturbed)}: half of the launches or more were disturbed, so the figures cannot be trusted. "
-        "Measure again on a quiet machine; what was measured is kept."
-    )
+def _untrustworthy(records: Mapping[str, Record]) -> EdgestillError | None:
+    told = untrustworthy(list(records.values()))
+    return None if told is None else MeasurementError(told)

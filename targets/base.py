@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -200,6 +200,24 @@ class ProfiledSession(Session, Protocol):
     def layer_times(self) -> tuple[LayerTime, ...]:
         """Each executed layer once, in the order of execution, over the runs since `start`."""
         ...
+
+
+class ClockedSession(Session, Protocol):
+    """A session whose runtime times each run by a clock of its own. Good for one `run_times_us`."""
+
+    clock: str  # whose it is
+    slowed: bool  # whether reading it slows the run down
+
+    def run_times_us(self) -> Sequence[float]:
+        """One a run since the load, in their order."""
+        ...
+
+
+@runtime_checkable
+class Clocked(Protocol):
+    """What a target is besides, if its runtime has such a clock."""
+
+    def load_clocked(self, compiled: CompiledModel, *, batch: int = 1) -> ClockedSession: ...
 
 
 @runtime_checkable

@@ -38,6 +38,10 @@ FUNCTIONS: dict[str, tuple[type[object], ...]] = {
     "cudaStreamSynchronize": (Pointer,),
     "cudaStreamBeginCapture": (Pointer, Int),
     "cudaStreamEndCapture": (Pointer, Out),
+    "cudaEventCreate": (Out,),
+    "cudaEventRecord": (Pointer, Pointer),
+    "cudaEventElapsedTime": (ctypes.POINTER(ctypes.c_float), Pointer, Pointer),
+    "cudaEventDestroy": (Pointer,),
     "cudaGraphInstantiateWithFlags": (Out, Pointer, Unsigned),
     "cudaGraphLaunch": (Pointer, Pointer),
     "cudaGraphDestroy": (Pointer,),
@@ -124,6 +128,18 @@ class Cuda:
 
     def synchronize(self, stream: Handle) -> None:
         self.call("cudaStreamSynchronize", stream.address)
+
+    def event(self) -> Handle:
+        return Handle(self, self.out("cudaEventCreate"), "cudaEventDestroy")
+
+    def record(self, event: Handle, stream: Handle) -> None:
+        self.call("cudaEventRecord", event.address, stream.address)
+
+    def elapsed_us(self, begin: Handle, end: Handle) -> float:
+        """Between two events that the device has reached; CUDA tells half microseconds."""
+        milliseconds = ctypes.c_float()
+        self.call("cudaEventElapsedTime", ctypes.byref(milliseconds), begin.address, end.address)
+        return milliseconds.value * 1e3
 
     def capture(self, stream: Handle, work: Callable[[], None]) -> Handle:
         """What `work` enqueues on the stream, as an executable graph. The capture ends also where `work` fails."""

@@ -40,6 +40,7 @@ from targets.tensorrt_key import built_for, check_machine, machine
 if TYPE_CHECKING:
     import tensorrt as trt
 
+    from targets.tensorrt_clock import TensorRtClockedSession
     from targets.tensorrt_listeners import Log
     from targets.tensorrt_profiler import LayerClock
 
@@ -139,6 +140,13 @@ class TensorRt:
         cuda, context = self._open(compiled, batch)
         return TensorRtSession(cuda, context, compiled.inputs, compiled.outputs, cuda_graph=self.cuda_graph)
 
+    def load_clocked(self, compiled: CompiledModel, *, batch: int = 1) -> TensorRtClockedSession:
+        """A session with CUDA events around what its stream does: copies in and out and all kernels."""
+        from targets.tensorrt_clock import TensorRtClockedSession
+
+        cuda, context = self._open(compiled, batch)
+        return TensorRtClockedSession(cuda, context, compiled.inputs, compiled.outputs, cuda_graph=self.cuda_graph)
+
     def load_profiled(self, compiled: CompiledModel, *, batch: int = 1) -> TensorRtProfiledSession:
         """A session whose engine tells what each of its layers took. Without a CUDA graph, which would hide the layers."""
         cuda, context = self._open(compiled, batch)
@@ -221,12 +229,15 @@ class TensorRtSession:
         """Run once. The result is a view on the session's own buffers, valid until the next call."""
         for name, buffer in self._buffers.items():
             fill(buffer, name, batch)
+        self._submit()
+        self._cuda.synchronize(self._stream)
+        return self._results
+
+    def _submit(self) -> None:
         if self._graph is None:
             self._enqueue()
         else:
             self._cuda.launch(self._graph, self._stream)
-        self._cuda.synchronize(self._stream)
-        return self._results
 
     def _enqueue(self) -> None:
         for name, array in self._buffers.items():

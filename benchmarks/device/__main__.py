@@ -51,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     verify = _command(commands, "verify", _verify, "check every byte of a bundle and replay its golden input")
     verify.add_argument("bundle", type=Path)
+    verify.add_argument(
+        "--public-key", type=Path, help="the bundle must be signed with this key (PEM; needs cryptography)"
+    )
 
     probe = _command(commands, "probe", _probe, "what a target lacks and offers on this machine")
     compile_ = _command(commands, "compile", _compile, "compile an exported graph on this machine")
@@ -71,18 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("--inputs", type=Path, required=True, help="an .npz of i_s: input i of sample s")
     answer.add_argument("--out", type=Path, required=True, help="the .npz of answers")
 
-    measure = _command(commands, "measure", _measure, "one launch: load, warm up, time")
-    measure.add_argument("--evaluation", type=Path)
-    measure.add_argument("--boundary", choices=("runtime", "host_e2e"), default="runtime")
-    measure.add_argument("--out", type=Path, required=True, help="the raw samples: .npy, int64 nanoseconds")
-    measure.add_argument("--start-temp-c", type=float)
-    throughput = _command(commands, "throughput", _throughput, "samples a second, back to back")
     placement = _command(commands, "placement", _placement, "what the runtime's executed graph says")
-    for command in (measure, throughput):
-        command.add_argument("--preset", choices=("smoke", "ci", "release"), default="smoke")
-        command.add_argument("--short", action="store_true", help="a quarter of the preset's window")
-        command.add_argument("--seed", type=int, default=0)
-    for command in (evaluate, answer, measure, throughput, placement):
+    for command in (evaluate, answer, placement, *_measuring(commands)):
         command.add_argument("--compiled", type=Path, required=True)
     _command(commands, "environment", _environment, "the fingerprint of this machine")
     first = _command(commands, "first-run", _first_run, "build, check and measure a kit; one file to send back")
@@ -95,6 +88,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _measuring(commands: Any) -> list[argparse.ArgumentParser]:
+    """The commands that look how a compiled model runs."""
+    measure = _command(commands, "measure", _measure, "one launch: load, warm up, time")
+    measure.add_argument("--evaluation", type=Path)
+    measure.add_argument("--boundary", choices=("runtime", "host_e2e"), default="runtime")
+    measure.add_argument("--out", type=Path, required=True, help="the raw samples: .npy, int64 nanoseconds")
+    measure.add_argument("--device-out", type=Path, help="the runtime's own times, of a pass of its own: .npy")
+    measure.add_argument("--start-temp-c", type=float)
+    measure.add_argument("--inject-us", type=_wait_us, help="busy-wait so long in each timed call: slower on purpose")
+    throughput = _command(commands, "throughput", _throughput, "samples a second, back to back")
+    profile = _command(commands, "profile", _profile, "what each layer takes, by the runtime's own profiler")
+    memory = _command(commands, "memory", _memory, "the peak of a process that loads and runs a model, nothing timed")
+    memory.add_argument("--options", type=_json_object, default={}, help="of the target, other than those compiled for")
+    for command in (measure, throughput):
+        command.add_argument("--short", action="store_true", help="a quarter of the preset's window")
+    for command in (measure, throughput, profile):
+        command.add_argument("--preset", choices=("smoke", "ci", "release"), default="smoke")
+    for command in (measure, throughput, profile, memory):
+        command.add_argument("--seed", type=int, default=0)
+    return [measure, throughput, profile, memory]
+
+
 def _command(commands: Any, name: str, function: Callable[..., dict[str, Any]], text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(command=function)
@@ -105,6 +120,13 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise ValueError("not 1 or more")
+    return value
+
+
+def _wait_us(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 1e6:
+        raise ValueError("not a wait of 0 to 1 s")
     return value
 
 
@@ -121,7 +143,7 @@ def _json_object(text: str) -> dict[str, Any]:
 def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.device.verify import verify_bundle
 
-    return verify_bundle(arguments.bundle)
+    return verify_bundle(arguments.bundle, public_key=arguments.public_key)
 
 
 def _probe(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -167,8 +189,10 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         boundary=arguments.boundary,
         samples_path=arguments.out,
         evaluation_dir=arguments.evaluation,
+        device_samples_path=arguments.device_out,
         start_temp_c=arguments.start_temp_c,
         seed=arguments.seed,
+        injected_us=arguments.inject_us,
     )
 
 
@@ -181,12 +205,24 @@ def _throughput(arguments: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def _memory(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.device.measure import measure_memory
+
+    return measure_memory(arguments.compiled, arguments.options, seed=arguments.seed)
+
+
 def _placement(arguments: argparse.Namespace) -> dict[str, Any]:
     from targets import make_target
     from targets.base import CompiledModel
 
     compiled = CompiledModel.load(arguments.compiled)
     return make_target(compiled.target, compiled.options).placement(compiled).to_json()
+
+
+def _profile(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.device.profile import DEPTHS, profile
+
+    return profile(arguments.compiled, DEPTHS[arguments.preset], seed=arguments.seed)
 
 
 def _first_run(arguments: argparse.Namespace) -> dict[str, Any]:

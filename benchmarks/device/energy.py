@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.device.record import Energy
 
 POWERCAP = Path("/sys/class/powercap")
+MIN_WINDOW_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,27 @@ def idle_watts(seconds: float, flags: list[str], sleep: Callable[[float], None] 
         return None
     sleep(seconds)
     after = read_rails(flags)
-    return sum(after.since(before).values()) / 1e6 / seconds if after else None
+    known = after is not None and after.uj.keys() == before.uj.keys()
+    return sum(after.since(before).values()) / 1e6 / seconds if after is not None and known else None
 
 
 def energy_of(
-    before: Reading | None, after: Reading | None, *, num_queries: int, wall_s: float, idle_w: float | None
+    before: Reading | None,
+    after: Reading | None,
+    *,
+    num_queries: int,
+    wall_s: float,
+    idle_w: float | None,
+    flags: list[str],
 ) -> Energy:
-    """Millijoules an inference over a window of `wall_s`; net is above `idle_w`, None where idle was not measured."""
-    if before is None or after is None:
+    """Millijoules an inference over a window of `wall_s`; net is above `idle_w`, None where idle was not measured.
+
+    A window below MIN_WINDOW_S is told: the counters step every millisecond, and what else the machine does is in them.
+    """
+    if before is None or after is None or before.uj.keys() != after.uj.keys():
         return Energy(source=None, rails={}, gross_mj=None, idle_w=None, net_mj=None)
+    if wall_s < MIN_WINDOW_S:
+        flags.append(f"energy: over {wall_s:.3g} s only, {MIN_WINDOW_S:g} s are needed. Take --preset release")
     rails = after.since(before)
     gross_mj = sum(rails.values()) / 1e3
     net_mj = None if idle_w is None else (gross_mj - idle_w * wall_s * 1e3) / num_queries

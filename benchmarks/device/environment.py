@@ -12,14 +12,16 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.device.disturbances import Window
 from benchmarks.device.record import HARNESS_VERSION, Environment, Telemetry
+from benchmarks.device.sampler import CPU, GPU, TEMPERATURE, Reading
 
 ROOT = Path("/")
 
@@ -91,16 +93,34 @@ class Snapshot:
     throttled: int | None
     temp_c: float | None
     clk_mhz: float | None
+    waited_s: float | None
+    boottime_s: float | None  # goes on while the machine is suspended, as monotonic_s does not
 
     def telemetry_since(self, before: Snapshot) -> Telemetry:
         wall_us = (self.monotonic_s - before.monotonic_s) * 1e6
-        waited = None if self.psi_us is None or before.psi_us is None else self.psi_us - before.psi_us
-        throttled = None if self.throttled is None or before.throttled is None else self.throttled - before.throttled
+        waited_us = _moved(before.psi_us, self.psi_us)
+        throttled = _moved(before.throttled, self.throttled)
         return Telemetry(
             temp_c=self.temp_c,
             clk_mhz=self.clk_mhz,
-            throttle_delta=throttled,
-            psi_cpu=None if waited is None or wall_us <= 0 else min(100.0 * waited / wall_us, 100.0),
+            throttle_delta=None if throttled is None else round(throttled),
+            psi_cpu=None if waited_us is None or wall_us <= 0 else min(100.0 * waited_us / wall_us, 100.0),
+        )
+
+    def window_since(self, before: Snapshot, *, num_threads: int = 1, busy: bool = True) -> Window:
+        """What the process used; `num_threads` and `busy` as in a Window."""
+        slept_s = None
+        if self.boottime_s is not None and before.boottime_s is not None:
+            slept_s = max((self.boottime_s - before.boottime_s) - (self.monotonic_s - before.monotonic_s), 0.0)
+        return Window(
+            wall_s=self.monotonic_s - before.monotonic_s,
+            cpu_s=self.cpu_s - before.cpu_s,
+            nivcsw=self.nivcsw - before.nivcsw,
+            majflt=self.majflt - before.majflt,
+            waited_s=_moved(before.waited_s, self.waited_s),
+            slept_s=slept_s,
+            num_threads=num_threads,
+            busy=busy,
         )
 
 
@@ -115,7 +135,57 @@ def snapshot(flags: list[str], root: Path = ROOT) -> Snapshot:
         throttled=_throttled(root, flags),
         temp_c=temperature_c(flags, root),
         clk_mhz=_clock_mhz(root, flags),
+        waited_s=_waited_s(root / "proc/self/task", flags),
+        boottime_s=time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else None,
     )
+
+
+def with_readings(telemetry: Telemetry, readings: Sequence[Reading], root: Path = ROOT) -> Telemetry:
+    """What a sampler saw over the window takes the place of the one look at its end."""
+    if not readings:
+        return telemetry
+    of_kind = {kind: [one.highest[kind] for one in readings if kind in one.highest] for kind in (CPU, GPU, TEMPERATURE)}
+    return replace(
+        telemetry,
+        clk_mhz=float(np.median(of_kind[CPU])) if of_kind[CPU] else telemetry.clk_mhz,
+        clk_min_mhz=min(of_kind[CPU], default=None),
+        clk_locked_mhz=locked_mhz(root),
+        gpu_clk_mhz=float(np.median(of_kind[GPU])) if of_kind[GPU] else None,
+        temp_max_c=max(of_kind[TEMPERATURE], default=None),
+        num_sampled=len(readings),
+    )
+
+
+def locked_mhz(root: Path = ROOT) -> float | None:
+    """The clock of the CPUs that may be used, if all are held to one: the least that is allowed is the most."""
+    limits = set()
+    for cpu in os.sched_getaffinity(0):
+        folder = root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq"
+        limits |= {_number(folder / f"scaling_{end}_freq", "clk_locked_mhz", []) for end in ("min", "max")}
+    (khz,) = limits if len(limits) == 1 else (None,)
+    return None if khz is None else khz / 1000
+
+
+def locked_gpu_mhz(root: Path = ROOT) -> float | None:
+    """The same of a Jetson's GPU."""
+    folders = sorted((root / "sys/class/devfreq").glob("*gpu*"))
+    limits = {_number(folder / f"{end}_freq", "gpu_clk_mhz", []) for folder in folders for end in ("min", "max")}
+    (hz,) = limits if len(limits) == 1 else (None,)
+    return None if hz is None else hz / 1e6
+
+
+def _moved(before: float | None, after: float | None) -> float | None:
+    """By how much a counter grew; None where it could not be read, or fell: then it is another counter."""
+    return None if before is None or after is None or after < before else after - before
+
+
+def _waited_s(tasks: Path, flags: list[str]) -> float | None:
+    """Seconds in which this process's threads were ready to run and had no CPU: the second number of each schedstat."""
+    try:
+        return sum(int((task / "schedstat").read_text().split()[1]) for task in tasks.iterdir()) / 1e9
+    except (OSError, ValueError, IndexError) as error:
+        flags.append(f"waited_s: {tasks}: {getattr(error, 'strerror', None) or error}")
+        return None
 
 
 def _psi_us(root: Path, flags: list[str]) -> int | None:

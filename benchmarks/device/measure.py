@@ -7,11 +7,8 @@ call order). Percentiles over several launches belong to the host's `benchmarks/
 from __future__ import annotations
 
 import functools
-import gc
 import itertools
-import math
 import time
-from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,21 +16,24 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.device import energy, memory
-from benchmarks.device.environment import Snapshot, snapshot, temperature_c
+from benchmarks.device import energy, gpu, memory
+from benchmarks.device.environment import temperature_c
 from benchmarks.device.evaluate import batch_of, evaluation_for, padded, pixels_of
+from benchmarks.device.overhead import loop_overhead, overhead_flags
+from benchmarks.device.own_clock import device_time
 from benchmarks.device.preprocess import to_input
-from benchmarks.device.record import Energy, Memory, Telemetry, count_flags, disturbances_of, latency_of
+from benchmarks.device.record import Memory, Overhead, count_flags
+from benchmarks.device.sampler import Sampler, probes
+from benchmarks.device.timing import Clock, Query, Slowed, elapsed_ms, measure_latency_ns
+from benchmarks.device.window import Length, Worker, time_window
 from targets import make_target
 from targets.base import Array, Batch, CompiledModel, Preprocessing, Session, TensorSpec
 from targets.errors import MeasurementError
 
-Query = Callable[[], object]
-Clock = Callable[[], int]
-
 BLOCK_NS = 500_000_000  # the warm-up compares the medians of blocks this long
-NULL_QUERIES = 20_000  # the harness's own overhead is the median of so many calls that do nothing
 OFFLINE_BATCH = 32
+MEMORY_RUNS = 10  # the first may allocate more, or less, than the next
+ROOT = Path("/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,11 @@ class Preset:
     launches: int
     cool_down_s: float  # at most, waiting for the temperature of the first launch + 2 C
     idle_s: float  # how long the machine's idle power is read; 0: no baseline
+    retries: int  # how often a disturbed launch is measured again before it is kept and marked
+
+    @property
+    def length(self) -> Length:
+        return Length(min_s=self.min_s, min_queries=self.min_queries, max_s=self.max_s)
 
     def shortened(self) -> Preset:
         """A quarter of the window, for what is measured beside the latency: host_e2e and throughput."""
@@ -70,6 +75,7 @@ PRESETS = {
             launches=3,
             cool_down_s=0.0,
             idle_s=0.0,
+            retries=0,
         ),
         Preset(
             name="ci",
@@ -82,6 +88,7 @@ PRESETS = {
             launches=10,
             cool_down_s=60.0,
             idle_s=0.0,
+            retries=2,
         ),
         Preset(
             name="release",
@@ -94,46 +101,21 @@ PRESETS = {
             launches=20,
             cool_down_s=300.0,
             idle_s=10.0,
+            retries=2,
         ),
     )
 }
 
 
-def measure_latency_ns(
-    query: Query, *, min_s: float, min_queries: int, max_s: float = math.inf, clock_ns: Clock = time.perf_counter_ns
-) -> array[int]:
-    """Time calls one after another until `min_s` and `min_queries` are both reached, or `max_s`; in call order.
-
-    Two stamps a call, nothing else between them; the collector is off. At least one call is made. Int64, 8 bytes a
-    sample: a list would take 40, which is 400 MB for a minute of a quick model.
-    """
-    samples_ns = array("q", [0]) * max(min_queries, 1)
-    num_done = 0
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        begin = now = clock_ns()
-        enough, limit = begin + round(min_s * 1e9), begin + max_s * 1e9
-        while num_done == 0 or ((now < enough or num_done < min_queries) and now < limit):
-            if num_done == len(samples_ns):
-                samples_ns.extend(samples_ns)  # outside of the stamps; doubles, so it is rare
-            start = clock_ns()
-            query()
-            now = clock_ns()
-            samples_ns[num_done] = now - start
-            num_done += 1
-    finally:
-        if collecting:
-            gc.enable()
-    return samples_ns[:num_done]
-
-
 def warm_up(query: Query, preset: Preset, clock_ns: Clock = time.perf_counter_ns) -> tuple[float, bool]:
-    """Call until the preset's time is over and two blocks agree; returns (seconds, whether they agreed)."""
+    """Call until the preset's time is over and two blocks agree; returns (seconds, whether they agreed).
+
+    A clock that does not move on over a block ends it: nothing will ever agree.
+    """
     begin = clock_ns()
-    previous = 0.0
+    previous = elapsed_s = 0.0
     settled = preset.settle is None
-    while (elapsed_s := (clock_ns() - begin) / 1e9) < preset.warmup_s or not settled:
+    while elapsed_s < preset.warmup_s or not settled:
         if elapsed_s >= max(preset.warmup_cap_s, preset.warmup_s):
             break
         block_s = min(BLOCK_NS / 1e9, preset.warmup_s)
@@ -141,13 +123,10 @@ def warm_up(query: Query, preset: Preset, clock_ns: Clock = time.perf_counter_ns
         if preset.settle is not None:
             settled = abs(median - previous) <= preset.settle * previous
         previous = median
+        before_s, elapsed_s = elapsed_s, (clock_ns() - begin) / 1e9
+        if elapsed_s <= before_s:
+            return max(before_s, 0.0), False
     return elapsed_s, settled
-
-
-def null_overhead_us(clock_ns: Clock = time.perf_counter_ns) -> float:
-    """Median of the same loop around a call that does nothing, in microseconds: what the harness adds to each sample."""
-    samples = measure_latency_ns(_nothing, min_s=0.0, min_queries=NULL_QUERIES, clock_ns=clock_ns)
-    return float(np.median(samples)) / 1e3
 
 
 @dataclass(frozen=True)
@@ -172,48 +151,84 @@ def measure_launch(
     boundary: str,
     samples_path: Path,
     evaluation_dir: Path | None = None,
+    device_samples_path: Path | None = None,
     start_temp_c: float | None = None,
     seed: int = 0,
+    injected_us: float | None = None,
 ) -> dict[str, Any]:
     """Measure one launch; returns the fields of a record's launch that this process knows.
 
-    `boundary`: runtime times the session's call on one batch of one; host_e2e times encoded bytes to label and needs an
-    evaluation set with encoded samples. Raises MeasurementError where a boundary has nothing to measure.
+    `boundary`: runtime times the session's call on one batch of one, and after it the runtime's own clock (`device`, its samples
+    to `device_samples_path`); host_e2e times encoded bytes to label and needs an evaluation set with encoded samples.
+    `injected_us` waits so long inside each timed call and says so. Raises MeasurementError where a boundary has nothing to
+    measure, or the clock measured nothing at all.
     """
     flags: list[str] = []
-    baseline_mib = memory.resident_mib(flags)
     compiled = CompiledModel.load(compiled_dir)
-    memory.reset_peak(flags)
-    query, load_ms, first_ms = _cold_start(compiled, boundary, evaluation_dir, seed)
-    overhead_us = null_overhead_us()
+    memory_before = _begin_memory(flags)
+    loaded = _cold_start(compiled, boundary, evaluation_dir, seed)
+    query, loop = loaded.query, loop_overhead()
+    if injected_us is not None:
+        query = Slowed(query, round(injected_us * 1e3))
+        flags.append(f"injected: a busy wait of {injected_us:g} us in every timed call, on purpose. Never ship on this")
     cool_down(start_temp_c, preset.cool_down_s, flags)
     idle_w = energy.idle_watts(preset.idle_s, flags) if preset.idle_s else None
-    warmup_s, settled = warm_up(query, preset)
-    if not settled:
-        flags.append(f"warm-up: not settled within {preset.warmup_cap_s:g} s")
-    used_memory = memory.read_memory(baseline_mib, flags)  # before the samples, which are not the model's
-
-    rails_before, before = energy.read_rails(flags), snapshot(flags)
-    samples_ns = measure_latency_ns(query, min_s=preset.min_s, min_queries=preset.min_queries, max_s=preset.max_s)
-    after, rails_after = snapshot([]), energy.read_rails([])
-
+    with Sampler(probes(ROOT), flags) as sampler:
+        warmup_s, settled = warm_up(query, preset)
+        if not settled:
+            flags.append(f"warm-up: not settled within {preset.warmup_cap_s:g} s")
+        used_memory = memory.read_memory(
+            memory_before.resident_mib, flags
+        )  # before the samples, which are not the model's
+        timed = time_window(query, preset.length, Worker.of(compiled), flags, sampler=sampler)
     with samples_path.open("wb") as file:  # np.save would append .npy to another name
-        np.save(file, np.asarray(samples_ns, dtype=np.int64))
-    wall_s = after.monotonic_s - before.monotonic_s
-    used = energy.energy_of(rails_before, rails_after, num_queries=len(samples_ns), wall_s=wall_s, idle_w=idle_w)
-    report = {"load_ms": load_ms, "first_ms": first_ms, "warmup_s": warmup_s, "overhead_us": overhead_us}
-    return report | _window(samples_ns, before, after, used_memory, used, flags)
+        np.save(file, np.asarray(timed.samples_ns, dtype=np.int64))
+    overhead = Overhead(**loop, closure_us=timed.closure_us)
+    answer = timed.answer(idle_w, flags)
+    answer["memory"] = asdict(_end_memory(used_memory, memory_before, compiled, flags))
+    answer["device"] = _device_answer(compiled, loaded, preset, device_samples_path, flags)
+    return {
+        "load_ms": loaded.load_ms,
+        "first_ms": loaded.first_ms,
+        "warmup_s": warmup_s,
+        "overhead_us": overhead.null_us,
+        "overhead": asdict(overhead),
+        **answer,
+        "flags": [*dict.fromkeys([*flags, *overhead_flags(overhead)]), *count_flags(len(timed.good_ns))],
+    }
 
 
 def measure_throughput(compiled_dir: Path, preset: Preset, *, seed: int = 0) -> dict[str, Any]:
     """Offline: samples a second back to back; batch OFFLINE_BATCH where the graph leaves the batch free, else its own."""
+    flags: list[str] = []
     compiled = CompiledModel.load(compiled_dir)
     batch = batch_of(compiled.inputs, OFFLINE_BATCH)
     session = _load(compiled, batch)
     query = functools.partial(session.run, synthetic_batch(session.inputs, batch, seed))
     warm_up(query, preset)
-    samples = measure_latency_ns(query, min_s=preset.min_s, min_queries=1, max_s=preset.max_s)
-    return {"fps": batch * len(samples) / (sum(samples) / 1e9), "batch": batch, "n": batch * len(samples)}
+    timed = time_window(query, replace(preset.length, min_queries=1), Worker.of(compiled), flags)
+    num_samples = batch * len(timed.good_ns)
+    return {
+        "fps": num_samples / (float(timed.good_ns.sum()) / 1e9),
+        "batch": batch,
+        "n": num_samples,
+        "disturbances": list(timed.disturbances),
+    }
+
+
+def measure_memory(compiled_dir: Path, options: dict[str, Any], *, seed: int = 0) -> dict[str, Any]:
+    """The peak of a process that loads the model with other `options` and runs it a few times: nothing is timed."""
+    flags: list[str] = []
+    compiled = CompiledModel.load(compiled_dir)
+    compiled = replace(compiled, options={**compiled.options, **options})
+    before = _begin_memory(flags)
+    batch = batch_of(compiled.inputs, 1)
+    session = _load(compiled, batch)
+    feeds = synthetic_batch(session.inputs, batch, seed)
+    for _ in range(MEMORY_RUNS):
+        session.run(feeds)
+    used = memory.read_memory(before.resident_mib, flags)
+    return {"memory": asdict(_end_memory(used, before, compiled, flags)), "flags": flags}
 
 
 def cool_down(
@@ -244,25 +259,75 @@ def synthetic_batch(inputs: Iterable[TensorSpec], batch: int, seed: int) -> dict
     return {spec.name: _synthetic(spec, batch, generator) for spec in inputs}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """A model in this process after its first run; `feeds` None where the query makes its own input."""
+
+    query: Query
+    feeds: Batch | None
+    batch: int
+    load_ms: float
+    first_ms: float
+
+
 def _cold_start(
-    compiled: CompiledModel, boundary: str, evaluation_dir: Path | None, seed: int
-) -> tuple[Query, float, float]:
-    """(query, load_ms, first_ms): the runtime's import counts as load, the first call is the first inference."""
-    begin = time.perf_counter_ns()
-    session = _load(compiled, batch_of(compiled.inputs, 1))
-    loaded = time.perf_counter_ns()
-    query = _query(session, compiled, boundary, evaluation_dir, seed)
-    first = measure_latency_ns(query, min_s=0.0, min_queries=1)
-    return query, (loaded - begin) / 1e6, first[0] / 1e6
+    compiled: CompiledModel,
+    boundary: str,
+    evaluation_dir: Path | None,
+    seed: int,
+    clock_ns: Clock = time.perf_counter_ns,
+) -> _Loaded:
+    """The runtime's import counts as load, the first call is the first inference."""
+    batch = batch_of(compiled.inputs, 1)
+    begin = clock_ns()
+    session = _load(compiled, batch)
+    load_ms = elapsed_ms(begin, clock_ns(), "loading the model")
+    feeds = _one_batch(session, batch, compiled, evaluation_dir, seed) if boundary == "runtime" else None
+    query = (
+        functools.partial(session.run, feeds) if feeds is not None else _whole_way(session, compiled, evaluation_dir)
+    )
+    first = measure_latency_ns(query, min_s=0.0, min_queries=1, clock_ns=clock_ns)
+    return _Loaded(
+        query=query, feeds=feeds, batch=batch, load_ms=load_ms, first_ms=elapsed_ms(0, first[0], "the first run")
+    )
+
+
+@dataclass(frozen=True)
+class _MemoryBefore:
+    """What was in use before the runtime was imported and the model loaded."""
+
+    resident_mib: float | None
+    shared_gpu_mib: float | None
+
+
+def _begin_memory(flags: list[str]) -> _MemoryBefore:
+    before = _MemoryBefore(memory.resident_mib(flags), gpu.shared_mib())
+    memory.reset_peak(flags)
+    return before
+
+
+def _end_memory(used: Memory, before: _MemoryBefore, compiled: CompiledModel, flags: list[str]) -> Memory:
+    """With the GPU's share, which is read after the window: to ask for it starts a driver client."""
+    gpu_mib, gpu_source = gpu.gpu_memory(before.shared_gpu_mib, flags)
+    return replace(used, gpu_mib=gpu_mib, gpu_source=gpu_source, arena=compiled.options.get("arena"))
+
+
+def _device_answer(
+    compiled: CompiledModel, loaded: _Loaded, preset: Preset, samples_path: Path | None, flags: list[str]
+) -> dict[str, Any] | None:
+    if loaded.feeds is None:
+        return None
+    own = device_time(
+        compiled, loaded.feeds, batch=loaded.batch, max_s=preset.min_s, flags=flags, samples_path=samples_path
+    )
+    return None if own is None else asdict(own)
 
 
 def _load(compiled: CompiledModel, batch: int) -> Session:
     return make_target(compiled.target, compiled.options).load(compiled, batch=batch)
 
 
-def _query(session: Session, compiled: CompiledModel, boundary: str, evaluation_dir: Path | None, seed: int) -> Query:
-    if boundary == "runtime":
-        return functools.partial(session.run, _one_batch(session, compiled, evaluation_dir, seed))
+def _whole_way(session: Session, compiled: CompiledModel, evaluation_dir: Path | None) -> EncodedToLabel:
     if evaluation_dir is None:
         raise MeasurementError("boundary host_e2e: no evaluation set was given. Name one, or measure boundary runtime.")
     evaluation = evaluation_for(compiled, evaluation_dir)
@@ -272,41 +337,13 @@ def _query(session: Session, compiled: CompiledModel, boundary: str, evaluation_
     return EncodedToLabel(session, itertools.cycle(encoded), evaluation.preprocessing)
 
 
-def _one_batch(session: Session, compiled: CompiledModel, evaluation_dir: Path | None, seed: int) -> Batch:
+def _one_batch(session: Session, batch: int, compiled: CompiledModel, evaluation_dir: Path | None, seed: int) -> Batch:
     """The first real sample where there is an evaluation set (sparsity can decide a latency), else synthetic values."""
-    batch = batch_of(compiled.inputs, 1)
     if evaluation_dir is None:
         return synthetic_batch(session.inputs, batch, seed)
     spec = session.inputs[0]
     x = next(evaluation_for(compiled, evaluation_dir).batches(batch, spec))
     return {spec.name: padded(x, batch)}
-
-
-def _window(
-    samples_ns: array[int],
-    before: Snapshot,
-    after: Snapshot,
-    used_memory: Memory,
-    used_energy: Energy,
-    flags: list[str],
-) -> dict[str, Any]:
-    telemetry: Telemetry = after.telemetry_since(before)
-    counters: dict[str, Any] = {
-        "wall_s": after.monotonic_s - before.monotonic_s,
-        "cpu_s": after.cpu_s - before.cpu_s,
-        "nivcsw": after.nivcsw - before.nivcsw,
-        "majflt": after.majflt - before.majflt,
-    }
-    return {
-        "n": len(samples_ns),
-        "lat_us": asdict(latency_of(samples_ns)),
-        **counters,
-        "memory": asdict(used_memory),
-        "energy": asdict(used_energy),
-        "telemetry": asdict(telemetry),
-        "disturbances": list(disturbances_of(samples_ns, telemetry=telemetry, **counters)),
-        "flags": [*dict.fromkeys(flags), *count_flags(len(samples_ns))],
-    }
 
 
 def _synthetic(spec: TensorSpec, batch: int, generator: np.random.Generator) -> Array:
@@ -316,7 +353,3 @@ def _synthetic(spec: TensorSpec, batch: int, generator: np.random.Generator) -> 
     if dtype.kind in "iub":
         return generator.integers(0, 2, shape).astype(dtype)
     return generator.random(shape, dtype=np.float32).astype(dtype)
-
-
-def _nothing() -> None:
-    return None

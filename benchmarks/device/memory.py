@@ -1,6 +1,6 @@
 """How much memory this process took at most, as the kernel counts it.
 
-Reads /proc/self/status, smaps_rollup and the cgroup's memory.peak; writes 5 to /proc/self/clear_refs, which resets the
+Reads /proc/self/status, smaps_rollup and the cgroup's peak; writes 5 to /proc/self/clear_refs, which resets the
 peak. All values are MiB; what cannot be read is None, and its reason is appended to the caller's `flags`.
 """
 
@@ -37,11 +37,18 @@ def read_memory(baseline_mib: float | None, flags: list[str], proc: Path = PROC,
 
 
 def cgroup_peak_mib(flags: list[str], proc: Path = PROC, cgroup: Path = CGROUP) -> float | None:
-    """The peak of the whole container (cgroup v2), everything since its start."""
+    """The peak of the whole container, everything since its start: memory.peak, or what cgroup v1 calls it."""
     try:
-        lines = (proc / "cgroup").read_text().splitlines()
-        group = next((line[3:] for line in lines if line.startswith("0::")), "/")
-        return int((cgroup / group.lstrip("/") / "memory.peak").read_text()) / 2**20
+        groups = [line.split(":", 2)[1:] for line in (proc / "cgroup").read_text().splitlines()]
+        v1 = next((group for names, group in groups if "memory" in names.split(",")), None)
+        if v1 is not None:
+            folder = cgroup / "memory" / v1.lstrip("/")
+            # Inside a container the kernel may tell the host's path, while the container's own folder is the root.
+            path = (folder if folder.is_dir() else cgroup / "memory") / "memory.max_usage_in_bytes"
+        else:
+            group = next((group for names, group in groups if not names), "/")
+            path = cgroup / group.lstrip("/") / "memory.peak"
+        return int(path.read_text()) / 2**20
     except (OSError, ValueError) as error:
         flags.append(f"cgroup_peak_mib: {_reason(error)}")
         return None

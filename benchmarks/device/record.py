@@ -23,15 +23,12 @@ from targets.errors import MeasurementError
 Samples = Union[Sequence[int], "array[int]", Array]
 
 SCHEMA_VERSION = 1
-HARNESS_VERSION = 1  # raised when a change of the harness moves its numbers: records across it are not comparable
+HARNESS_VERSION = 2  # raised when a change of the harness moves its numbers: records across it are not comparable
 
 # Queries below which a percentile is not reported: MLPerf's early stopping, 99 % confidence, one query over the latency.
 MIN_QUERIES = {90.0: 64, 95.0: 130, 99.0: 662, 99.9: 6636}
 
 MAX_PSI_PERCENT = 5.0
-MIN_CPU_SHARE = 0.95
-MAX_SWITCHES_PER_S = 10.0
-MAX_DRIFT = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,8 @@ class Runtime:
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """How it was asked. `boundary`: runtime is the runtime's call alone, host_e2e is encoded bytes to label."""
+    """How it was asked. `boundary`: runtime is the runtime's call as a program makes it, host_e2e is encoded bytes to label;
+    device, the runtime's own clock, stands beside it in `Record.device`."""
 
     kind: str
     preset: str
@@ -74,6 +72,7 @@ class Scenario:
     transfers: bool | None = None
     cuda_graph: bool | None = None
     spin: bool | None = None
+    injected_us: float | None = None  # a busy wait inside each timed call, on purpose: such a record is never valid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,9 @@ class Memory:
     cgroup_peak_mib: float | None
     gpu_mib: float | None = None
     gpu_source: str | None = None
-    arena: bool | None = None
+    arena: bool | None = (
+        None  # whether the runtime kept what it allocated for later runs; None where it has no such choice
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +118,59 @@ class Energy:
 
 @dataclass(frozen=True, kw_only=True)
 class Telemetry:
-    """The machine around the timed window. `psi_cpu` is the share of it in which some task waited for a CPU, percent."""
+    """The machine around the timed window. `psi_cpu` is the share of it in which some task waited for a CPU, percent.
+
+    What `num_sampled` readings of another process saw in between: the clocks' median and least, the highest temperature.
+    """
 
     temp_c: float | None
     clk_mhz: float | None
     throttle_delta: int | None
     psi_cpu: float | None
+    clk_min_mhz: float | None = None
+    clk_locked_mhz: float | None = None  # None: the clock is not locked, and so not judged
+    gpu_clk_mhz: float | None = None
+    temp_max_c: float | None = None
+    num_sampled: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overhead:
+    """What the harness adds, in microseconds. `closure_us` is (wall - sum of the samples) / n over this launch's own window;
+    the others are of loops of their own, around a call that does nothing or that only waits."""
+
+    null_us: float  # p50 of a call that does nothing
+    null_wall_us: float  # an iteration of that loop on the wall
+    closure_us: float
+    spin_100_us: float  # what a busy wait of 100 us is measured as, p50, less the null call
+    spin_1000_us: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceTime:
+    """The boundary `device`: the runtime's own clock around its run, in a pass of its own after the timed window.
+
+    `outer_p50_us` is our stop watch around the same calls; `gap_us`, the median of outer - own, is what the binding, the copy
+    of the input and the harness add to a run. `slowed`: reading that clock slows the run down (ONNX Runtime's profiler does).
+    """
+
+    clock: str
+    slowed: bool
+    n: int
+    lat_us: Latency
+    outer_p50_us: float
+    gap_us: float
+    samples_file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeated:
+    """A disturbed launch that was measured again: why, and what it would have said."""
+
+    disturbances: tuple[str, ...]
+    p25_us: float
+    p50_us: float
+    samples_file: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +196,10 @@ class Launch:
     telemetry: Telemetry
     disturbances: tuple[str, ...]
     flags: tuple[str, ...]
+    waited_s: float | None = None  # in which threads of this process were ready to run and had no CPU, summed
+    overhead: Overhead | None = None
+    device: DeviceTime | None = None
+    repeated: tuple[Repeated, ...] = ()  # the tries before this one, all disturbed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +265,8 @@ class Record:
     env: Environment
     telemetry: Telemetry
     validity: Validity
+    device: Summary | None = None
+    other_arena: Memory | None = None  # of a process whose runtime's arena is set the other way
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -247,36 +301,15 @@ def count_flags(num_queries: int) -> tuple[str, ...]:
     )
 
 
-def disturbances_of(
-    samples_ns: Samples, *, wall_s: float, cpu_s: float, nivcsw: int, majflt: int, telemetry: Telemetry
-) -> tuple[str, ...]:
-    """The validity checks that a launch fails, in words; empty for a quiet one. What was not readable is not judged."""
-    drift = quarter_drift(samples_ns)
-    psi, throttled = telemetry.psi_cpu, telemetry.throttle_delta
-    checks = (
-        (psi is None or psi <= MAX_PSI_PERCENT, f"other work waited for a CPU in {psi or 0.0:.1f} % of the time"),
-        (cpu_s >= MIN_CPU_SHARE * wall_s, f"had the CPU for {cpu_s / wall_s:.0%} of the time only"),
-        (nivcsw <= MAX_SWITCHES_PER_S * wall_s, f"{nivcsw / wall_s:.0f} involuntary switches a second"),
-        (majflt == 0, f"{majflt} pages were read from disk"),
-        (drift is None or abs(drift) <= MAX_DRIFT, f"the last quarter differs from the first by {drift or 0.0:+.1%}"),
-        (not throttled, f"throttled {throttled} times"),
-    )
-    return tuple(message for passed, message in checks if not passed)
-
-
-def quarter_drift(samples_ns: Samples) -> float | None:
-    """Relative change of the median from the first quarter of the samples to the last; None below 16 samples."""
-    quarter = len(samples_ns) // 4
-    if quarter < 4:
-        return None
-    first, last = np.median(samples_ns[:quarter]), np.median(samples_ns[-quarter:])
-    return float(last / first - 1.0) if first > 0 else None
-
-
 def validity_of(launches: Sequence[Launch], extra_flags: Sequence[str] = ()) -> Validity:
     """Sum up the launches; a flag that several launches share stands once."""
     disturbed = sum(bool(launch.disturbances) for launch in launches)
     told = [f"launch {launch.i}: {reason}" for launch in launches for reason in launch.disturbances]
+    told += [
+        f"launch {launch.i}: repeated {len(launch.repeated)} times ({'; '.join(launch.repeated[0].disturbances)})"
+        for launch in launches
+        if launch.repeated
+    ]
     flags = dict.fromkeys([*told, *(flag for launch in launches for flag in launch.flags), *extra_flags])
     return Validity(ok=2 * disturbed < len(launches), flags=tuple(flags))
 

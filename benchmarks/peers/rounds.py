@@ -69,7 +69,10 @@ def joined(records: Sequence[Record]) -> Record:
         load_ms=float(np.median([launch.load_ms for launch in launches])),
         first_ms=float(np.median([launch.first_ms for launch in launches])),
     )
-    return replace(first, launches=launches, summary=summary, validity=validity_of(launches, first.env.flags))
+    validity = validity_of(launches, first.env.flags)
+    return replace(
+        first, launches=launches, summary=summary, validity=validity, device=None
+    )  # its own clock: one round only
 
 
 def p25s_us(record: Record) -> list[float]:

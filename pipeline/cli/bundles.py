@@ -10,7 +10,9 @@ import typer
 
 from pipeline.cli.app import AsJson, answer, app
 
-bundle_app = typer.Typer(help="Sign or pack a bundle, write it for any machine, print its schema.", rich_markup_mode=None)
+bundle_app = typer.Typer(
+    help="Sign or pack a bundle, write it for any machine, print its schema.", rich_markup_mode=None
+)
 app.add_typer(bundle_app, name="bundle")
 
 BundlePath = Annotated[Path, typer.Argument(help="a bundle, its folder or its .tar", metavar="BUNDLE")]

@@ -10,21 +10,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.bench import HOST_E2E, LATENCY, THROUGHPUT, Arm, compare_speed, measure_arms, schedule
+from benchmarks.bench import Arm, compare_speed, measure_arms, schedule, untrustworthy
 from benchmarks.device import measure
 from benchmarks.device.record import Record, validate
 from benchmarks.devices import Completed, Local
+from benchmarks.recording import HOST_E2E, LATENCY, THROUGHPUT
 from targets.base import CompiledModel, LayerPlacement, Placement
 from targets.errors import DeviceError, RecipeError
 
 
 class FakeDevice:
-    """Answers as the device program would, without one: each arm's launches take the nanoseconds it is given."""
+    """Answers as the device program would, without one: each arm's launches take the nanoseconds it is given.
+
+    `noisy`: by arm, what disturbs its launches in the order in which they are tried; quiet afterwards.
+    """
 
     name, python = "fake", "python3"
 
-    def __init__(self, latency_ns: Mapping[str, Sequence[int]]) -> None:
+    def __init__(
+        self, latency_ns: Mapping[str, Sequence[int]], noisy: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         self.latency_ns, self.asked = latency_ns, list[list[str]]()
+        self.noisy = {arm: list(reasons) for arm, reasons in (noisy or {}).items()}
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 0.0) -> Completed:
         command, *rest = argv[3:]
@@ -32,11 +39,29 @@ class FakeDevice:
         if command == "environment":
             return _completed({"hard": {"cpu": "fake"}, "soft": {"temp_c": 40.0}, "hard_sha256": "0", "flags": []})
         if command == "throughput":
-            return _completed({"fps": 1000.0, "batch": 32, "n": 320})
+            return _completed({"fps": 1000.0, "batch": 32, "n": 320, "disturbances": self.disturb("throughput")})
+        if command == "memory":
+            return _completed({"memory": {**MEMORY, "vmhwm_mib": 80.0, "arena": False}, "flags": []})
         arm = Path(rest[rest.index("--compiled") + 1]).name
-        samples_ns = self.latency_ns[arm]
+        disturbances, num_tries = self.disturb(arm), len(self.measured(arm))
+        samples_ns = [ns + num_tries for ns in self.latency_ns[arm]]
         np.save(rest[rest.index("--out") + 1], np.asarray(samples_ns, dtype=np.int64))
-        return _completed(_launch(samples_ns))
+        answer = {**_launch(samples_ns), "disturbances": disturbances}
+        if "--device-out" in rest and self.own_clock:
+            np.save(rest[rest.index("--device-out") + 1], np.asarray([900] * 200, dtype=np.int64))
+            answer["device"] = DEVICE
+        return _completed(answer)
+
+    own_clock = False
+
+    def disturb(self, arm: str) -> list[str]:
+        reasons = self.noisy.get(arm)
+        return [reasons.pop(0)] if reasons else []
+
+    def measured(self, arm: str) -> list[list[str]]:
+        """What was asked of an arm, the try that goes on left out."""
+        tries = [argv for argv in self.asked if argv[0] == "measure" and Path(argv[2]).name == arm]
+        return tries[:-1]
 
     def put(self, path: Path) -> str:
         return str(path)
@@ -56,6 +81,17 @@ def _completed(document: dict[str, Any]) -> Completed:
     return Completed(0, json.dumps(document), "")
 
 
+MEMORY = {"vmhwm_mib": 64.0, "baseline_mib": 30.0, "pss_mib": None, "cgroup_peak_mib": None, "arena": True}
+DEVICE = {
+    "clock": "a fake's",
+    "slowed": True,
+    "n": 200,
+    "lat_us": {"min": 0.9, "p25": 0.9, "p50": 0.9, "p90": 0.9, "p99": None, "p999": None, "mean": 0.9, "sd": 0.0},
+    "outer_p50_us": 1.5,
+    "gap_us": 0.6,
+}
+
+
 def _launch(samples_ns: Sequence[int]) -> dict[str, Any]:
     us = np.asarray(samples_ns) / 1e3
     p25, p50 = (float(np.percentile(us, q)) for q in (25, 50))
@@ -71,7 +107,7 @@ def _launch(samples_ns: Sequence[int]) -> dict[str, Any]:
         "cpu_s": sum(samples_ns) / 1e9,
         "nivcsw": 0,
         "majflt": 0,
-        "memory": {"vmhwm_mib": 64.0, "baseline_mib": 30.0, "pss_mib": None, "cgroup_peak_mib": None},
+        "memory": MEMORY,
         "energy": {"source": None, "rails": {}, "gross_mj": None, "idle_w": None, "net_mj": None},
         "telemetry": {"temp_c": 41.0, "clk_mhz": None, "throttle_delta": None, "psi_cpu": 0.5},
         "disturbances": [],
@@ -87,9 +123,12 @@ def _arm_dirs(compiled: CompiledModel, root: Path, *names: str) -> list[Path]:
     return [root / name for name in names]
 
 
-def test_records_hold_what_the_launches_say(compiled: CompiledModel, evaluation_dir: Path, tmp_path: Path) -> None:
+def test_records_hold_what_the_launches_say(
+    compiled: CompiledModel, evaluation_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fast_dir, slow_dir = _arm_dirs(compiled, tmp_path, "fast", "slow")
     device = FakeDevice({"fast": [1000] * 200, "slow": [3000] * 200})
+    monkeypatch.setattr(device, "measured", lambda arm: [])
     arms = [Arm("student int8", fast_dir, evaluation_dir), Arm("teacher", slow_dir)]
 
     fast, slow = measure_arms(device, arms, preset="smoke", launches=6, out_dir=tmp_path / "out")
@@ -150,6 +189,136 @@ def test_the_first_temperature_goes_to_every_launch(compiled: CompiledModel, tmp
 
     launches = [asked for asked in device.asked if asked[0] == "measure"]
     assert [asked[asked.index("--start-temp-c") + 1] for asked in launches] == ["40.0", "40.0"]
+
+
+def _measure(compiled: CompiledModel, tmp_path: Path, device: FakeDevice, **changed: Any) -> list[Record]:
+    names = list(device.latency_ns)
+    arms = [Arm(name, path) for name, path in zip(names, _arm_dirs(compiled, tmp_path, *names), strict=True)]
+    asked = {"preset": "smoke", "launches": 3, "throughput": False, "out_dir": tmp_path / "out", **changed}
+    return measure_arms(device, arms, **asked)
+
+
+def test_a_disturbed_launch_is_repeated_and_both_tries_are_kept(compiled: CompiledModel, tmp_path: Path) -> None:
+    device = FakeDevice({"one": [1000] * 64}, noisy={"one": ["a train", "a bell"]})
+
+    (record,) = _measure(compiled, tmp_path, device, retries=2)
+
+    first, second, _ = record.launches
+    assert [one.disturbances for one in first.repeated] == [("a train",), ("a bell",)]
+    assert (first.disturbances, second.repeated, record.validity.ok) == ((), (), True)
+    assert (first.lat_us.p50, [one.p50_us for one in first.repeated]) == (1.002, [1.0, 1.001])
+    files = [first.samples_file, *(one.samples_file for one in first.repeated)]
+    assert [np.load(tmp_path / "out" / name)[0] for name in files] == [1002, 1000, 1001]
+    assert "launch 0: repeated 2 times (a train)" in record.validity.flags
+    assert validate(json.loads(json.dumps(record.to_json()))) == record
+
+
+def test_repeating_is_bounded_and_the_last_try_is_kept_and_marked(compiled: CompiledModel, tmp_path: Path) -> None:
+    device = FakeDevice({"one": [1000] * 64}, noisy={"one": ["noise"] * 99})
+
+    (record,) = _measure(compiled, tmp_path, device, retries=2)
+
+    assert len(device.measured("one")) + 1 == 9
+    assert [len(launch.repeated) for launch in record.launches] == [2, 2, 2]
+    assert [launch.disturbances for launch in record.launches] == [("noise",)] * 3
+    assert not record.validity.ok
+    assert untrustworthy([record]) == (
+        "one: 3 of 3 launches were disturbed (noise). Measure again on a quiet machine; what was measured is kept and marked."
+    )
+
+
+@pytest.mark.parametrize(("preset", "tries"), [("smoke", 1), ("ci", 3), ("release", 3)])
+def test_how_often_follows_from_the_preset(preset: str, tries: int, compiled: CompiledModel, tmp_path: Path) -> None:
+    device = FakeDevice({"one": [1000] * 64}, noisy={"one": ["noise"] * 99})
+
+    _measure(compiled, tmp_path, device, preset=preset, launches=1)
+
+    assert len(device.measured("one")) + 1 == tries
+
+
+def test_a_repeated_launch_stays_in_its_round(compiled: CompiledModel, tmp_path: Path) -> None:
+    device = FakeDevice({"a": [1000] * 64, "b": [1000] * 64}, noisy={"a": ["noise"] * 4})
+    told: list[tuple[int, int]] = []
+
+    a, b = _measure(
+        compiled, tmp_path, device, retries=2, on_progress=lambda done, total, what: told.append((done, total))
+    )
+
+    for launch_a, launch_b in zip(a.launches, b.launches, strict=True):
+        assert launch_a.i == launch_b.i
+        assert {launch_a.order, launch_b.order} == {2 * launch_a.i, 2 * launch_a.i + 1}
+    asked = [Path(argv[2]).name for argv in device.asked if argv[0] == "measure"]
+    assert [name for i, name in enumerate(asked) if i == 0 or asked[i - 1] != name].count("a") <= 3
+    assert told == [(i, 6) for i in range(7)]  # a repeated launch is announced once
+
+
+def test_noise_beside_the_latency_is_repeated_and_told_but_decides_nothing(
+    compiled: CompiledModel, tmp_path: Path
+) -> None:
+    device = FakeDevice({"one": [1000] * 64}, noisy={"throughput": ["noise"] * 3})
+
+    (record,) = _measure(compiled, tmp_path, device, retries=1, throughput=True)
+
+    assert record.validity.ok
+    assert "throughput: 1 of 3 launches were disturbed (noise)" in record.validity.flags
+    assert "throughput: over 960 samples, MLPerf's offline takes 24576" in record.validity.flags
+
+
+def test_an_arm_that_is_slowed_on_purpose_says_so_and_is_never_valid(compiled: CompiledModel, tmp_path: Path) -> None:
+    plain_dir, slow_dir = _arm_dirs(compiled, tmp_path, "plain", "slow")
+    device = FakeDevice({"plain": [1000] * 64, "slow": [1000] * 64})
+    arms = [Arm("plain", plain_dir), Arm("slow", slow_dir, injected_us=30.0)]
+
+    plain, slow = measure_arms(device, arms, preset="smoke", launches=1, out_dir=tmp_path, throughput=False)
+
+    asked = {Path(argv[2]).name: argv for argv in device.asked if argv[0] == "measure"}
+    assert asked["slow"][asked["slow"].index("--inject-us") + 1] == "30.0"
+    assert "--inject-us" not in asked["plain"]
+    assert (plain.scenario.injected_us, slow.scenario.injected_us) == (None, 30.0)
+    assert (plain.validity.ok, slow.validity.ok) == (True, False)
+    assert slow.validity.flags[0] == "not valid: slowed by 30 us a call on purpose"
+    assert plain.env.hard == slow.env.hard  # so that the two can be compared
+    assert untrustworthy([plain]) is None
+    assert str(untrustworthy([plain, slow])).startswith("slow: slowed by 30 us a call on purpose. ")
+
+
+def test_the_runtimes_own_clock_stands_beside_ours(compiled: CompiledModel, tmp_path: Path) -> None:
+    device = FakeDevice({"one": [1000] * 64})
+    device.own_clock = True
+
+    (record,) = _measure(compiled, tmp_path, device, launches=6)
+
+    assert record.device is not None
+    assert (record.device.p50_us, record.device.ci95, record.device.load_ms) == (0.9, (0.9, 0.9), None)
+    assert record.launches[0].device is not None
+    own_file = record.launches[0].device.samples_file
+    assert own_file is not None
+    assert np.load(tmp_path / "out" / own_file).tolist() == [900] * 200
+    slowed = [flag for flag in record.validity.flags if flag.startswith("device: its clock slows the run down")]
+    assert slowed == ["device: its clock slows the run down, 1.5 us around it and 1.0 us without"]
+    assert validate(json.loads(json.dumps(record.to_json()))) == record
+
+
+def test_without_such_a_clock_in_every_launch_there_is_no_such_boundary(
+    compiled: CompiledModel, tmp_path: Path
+) -> None:
+    (record,) = _measure(compiled, tmp_path, FakeDevice({"one": [1000] * 64}))
+
+    assert record.device is None
+
+
+def test_the_arena_is_told_and_the_other_way_measured_where_it_is_asked_for(
+    compiled: CompiledModel, tmp_path: Path
+) -> None:
+    device = FakeDevice({"one": [1000] * 64})
+
+    (record,) = _measure(compiled, tmp_path, device, both_arenas=True)
+
+    (asked,) = [argv for argv in device.asked if argv[0] == "memory"]
+    assert json.loads(asked[asked.index("--options") + 1]) == {"arena": False}
+    assert record.other_arena is not None
+    assert (record.memory.arena, record.memory.vmhwm_mib) == (True, 64.0)
+    assert (record.other_arena.arena, record.other_arena.vmhwm_mib) == (False, 80.0)
 
 
 @given(st.integers(1, 5), st.integers(1, 12), st.integers(0, 1000))

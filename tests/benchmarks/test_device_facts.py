@@ -1,12 +1,17 @@
 """Memory, energy and environment, read from files that lie where the kernel's would."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.device import energy, environment, memory
+from benchmarks.device import energy, environment, gpu, memory
+from benchmarks.device.record import Telemetry
+from benchmarks.device.sampler import CPU, TEMPERATURE, Reading
 
 
 def _write(path: Path, text: str) -> None:
@@ -26,6 +31,14 @@ def test_peak_memory_is_read_in_mib(tmp_path: Path) -> None:
     assert (read.vmhwm_mib, read.pss_mib, read.cgroup_peak_mib, read.baseline_mib) == (200.0, 50.0, 300.0, 32.0)
     assert flags == []
     assert memory.resident_mib(flags, tmp_path / "proc") == 100.0
+
+
+@pytest.mark.parametrize("own_folder", ["memory/docker/abc", "memory"])
+def test_the_containers_peak_is_read_from_the_older_cgroups_too(own_folder: str, tmp_path: Path) -> None:
+    _write(tmp_path / "proc/cgroup", "4:memory:/docker/abc\n0::/\n")
+    _write(tmp_path / "cgroup" / own_folder / "memory.max_usage_in_bytes", str(50 * 2**20))
+
+    assert memory.cgroup_peak_mib([], tmp_path / "proc", tmp_path / "cgroup") == 50.0
 
 
 def test_unreadable_memory_is_null_with_a_reason_each(tmp_path: Path) -> None:
@@ -91,8 +104,9 @@ def test_energy_survives_one_wrap_of_the_counter(start: int, used: int) -> None:
 def test_energy_an_inference_is_gross_and_net_of_idle() -> None:
     before, after = (energy.Reading({"package-0": uj}, {"package-0": 10**9}) for uj in (0, 20_000_000))
 
-    used = energy.energy_of(before, after, num_queries=100, wall_s=2.0, idle_w=4.0)
+    used = energy.energy_of(before, after, num_queries=100, wall_s=2.0, idle_w=4.0, flags=(flags := []))
 
+    assert flags == ["energy: over 2 s only, 30 s are needed. Take --preset release"]
     assert used.gross_mj == pytest.approx(200.0)
     assert used.net_mj == pytest.approx((20.0 - 4.0 * 2.0) * 1e3 / 100)
 
@@ -100,10 +114,18 @@ def test_energy_an_inference_is_gross_and_net_of_idle() -> None:
 def test_energy_without_a_counter_is_null_with_a_reason(tmp_path: Path) -> None:
     flags: list[str] = []
 
-    used = energy.energy_of(energy.read_rails(flags, tmp_path), None, num_queries=1, wall_s=1.0, idle_w=None)
+    used = energy.energy_of(
+        energy.read_rails(flags, tmp_path), None, num_queries=1, wall_s=1.0, idle_w=None, flags=flags
+    )
 
     assert (used.source, used.gross_mj, used.net_mj) == (None, None, None)
     assert flags == ["energy: this machine shows no RAPL package counter"]
+
+
+def test_rails_that_are_not_the_same_any_more_give_no_energy() -> None:
+    before, after = (energy.Reading({rail: 0}, {rail: 9}) for rail in ("package-0", "package-1"))
+
+    assert energy.energy_of(before, after, num_queries=1, wall_s=60.0, idle_w=None, flags=[]).gross_mj is None
 
 
 def test_an_unknown_machine_has_nulls_and_a_flag_for_each(tmp_path: Path) -> None:
@@ -140,6 +162,114 @@ def test_pressure_is_the_share_of_the_window(tmp_path: Path) -> None:
 
     assert before.psi_us == 1000
     assert after.telemetry_since(before).psi_cpu == 0.0
+
+
+def test_waiting_for_a_cpu_is_summed_over_the_threads(tmp_path: Path) -> None:
+    for thread, waited_ns in ((1, 2_000_000_000), (2, 500_000_000)):
+        _write(tmp_path / f"proc/self/task/{thread}/schedstat", f"7 {waited_ns} 3\n")
+    before = environment.snapshot([], tmp_path)
+    _write(tmp_path / "proc/self/task/2/schedstat", "7 1500000000 3\n")
+    after = environment.snapshot([], tmp_path)
+
+    assert (before.waited_s, after.window_since(before).waited_s) == (2.5, 1.0)
+
+
+def test_a_counter_that_falls_is_another_counter_and_no_difference(tmp_path: Path) -> None:
+    _write(tmp_path / "proc/pressure/cpu", "some avg10=0 total=1000\n")
+    _write(tmp_path / "proc/self/task/1/schedstat", "7 2000000000 3\n")
+    before = environment.snapshot([], tmp_path)
+    _write(tmp_path / "proc/pressure/cpu", "some avg10=0 total=10\n")
+    _write(tmp_path / "proc/self/task/1/schedstat", "7 1000 3\n")
+    after = environment.snapshot([], tmp_path)
+
+    assert after.telemetry_since(before).psi_cpu is None
+    assert after.window_since(before).waited_s is None
+
+
+def test_time_in_which_the_machine_was_suspended_is_told() -> None:
+    before = environment.snapshot([])
+    after = replace(before, monotonic_s=before.monotonic_s + 1.0, boottime_s=(before.boottime_s or 0.0) + 61.0)
+
+    assert after.window_since(before).slept_s == pytest.approx(60.0)
+
+
+def _clock_limits(root: Path, low_khz: int, high_khz: int) -> None:
+    for cpu in os.sched_getaffinity(0):
+        folder = root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq"
+        _write(folder / "scaling_min_freq", str(low_khz))
+        _write(folder / "scaling_max_freq", str(high_khz))
+
+
+def test_a_clock_is_locked_where_the_least_allowed_is_the_most(tmp_path: Path) -> None:
+    assert environment.locked_mhz(tmp_path) is None
+    _clock_limits(tmp_path, 800_000, 2_000_000)
+    free = environment.locked_mhz(tmp_path)
+    _clock_limits(tmp_path, 2_000_000, 2_000_000)
+
+    assert (free, environment.locked_mhz(tmp_path)) == (None, 2000.0)
+    for end in ("min", "max"):
+        _write(tmp_path / f"sys/class/devfreq/17000000.gpu/{end}_freq", "1300500000")
+    assert environment.locked_gpu_mhz(tmp_path) == 1300.5
+
+
+def test_what_the_sampler_saw_stands_in_the_telemetry(tmp_path: Path) -> None:
+    _clock_limits(tmp_path, 2_000_000, 2_000_000)
+    readings = [Reading(i, {CPU: mhz, TEMPERATURE: 50.0 + i}) for i, mhz in enumerate((2000.0, 1990.0, 1500.0))]
+    quiet = Telemetry(temp_c=40.0, clk_mhz=1.0, throttle_delta=0, psi_cpu=0.0)
+
+    seen = environment.with_readings(quiet, readings, tmp_path)
+
+    assert (seen.clk_mhz, seen.clk_min_mhz, seen.clk_locked_mhz, seen.temp_max_c) == (1990.0, 1500.0, 2000.0, 52.0)
+    assert (seen.num_sampled, seen.gpu_clk_mhz, seen.temp_c) == (3, None, 40.0)
+    assert environment.with_readings(quiet, [], tmp_path) == quiet
+
+
+def test_a_jetsons_memory_is_what_was_added_since_the_load(tmp_path: Path) -> None:
+    _write(tmp_path / "meminfo", "MemTotal: 8 kB\nNvMapMemUsed:  204800 kB\n")
+    before_mib = gpu.shared_mib(tmp_path)
+    _write(tmp_path / "meminfo", "MemTotal: 8 kB\nNvMapMemUsed:  307200 kB\n")
+
+    assert gpu.gpu_memory(before_mib, [], tmp_path) == (100.0, "NvMapMemUsed of the machine, above before the load")
+
+
+def test_a_process_without_cuda_asks_no_gpu_and_says_why_there_is_no_figure(tmp_path: Path) -> None:
+    flags: list[str] = []
+
+    assert gpu.gpu_memory(gpu.shared_mib(tmp_path), flags, tmp_path) == (None, None)
+    assert flags == ["gpu_mib: this process has not loaded CUDA"]
+
+
+class FakeNvml:
+    """Two GPUs; process 7 holds 96 MiB on each, process 8 what cannot be told. `fails` names the call that does."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails, self.calls = fails, list[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> int:
+            self.calls.append(name)
+            if name == "nvmlDeviceGetCount_v2":
+                arguments[0]._obj.value = 2
+            if name == "nvmlDeviceGetComputeRunningProcesses_v3":
+                for info, (pid, used) in zip(arguments[2], ((7, 96 * 2**20), (8, gpu.NOT_AVAILABLE)), strict=False):
+                    info.pid, info.used_bytes = pid, used
+                arguments[1]._obj.value = 2
+            return 3 if name == self.fails else 0
+
+        return call
+
+
+def test_gpu_memory_is_the_process_own_over_all_gpus() -> None:
+    library = FakeNvml()
+
+    assert gpu.nvml_mib(library, 7) == 192.0
+    assert library.calls[-1] == "nvmlShutdown"
+
+
+@pytest.mark.parametrize(("fails", "pid"), [("nvmlInit_v2", 7), ("nvmlDeviceGetCount_v2", 7), ("", 9), ("", 8)])
+def test_what_nvml_does_not_tell_is_not_taken_for_nothing(fails: str, pid: int) -> None:
+    with pytest.raises(LookupError, match=fails or "process"):
+        gpu.nvml_mib(FakeNvml(fails), pid)
 
 
 def test_this_machine_is_recognised() -> None:

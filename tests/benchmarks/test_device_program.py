@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.device import measure, sampler
 from benchmarks.device.__main__ import main
+from benchmarks.device.record import HARNESS_VERSION
+from benchmarks.device.sampler import CPU, Probe
 from benchmarks.devices import Local, run_program
 from benchmarks.pack import MAIN, pack_device_program
+from targets import make_target
 from targets.base import CompiledModel, Exported
 from targets.errors import DeviceError, MeasurementError, TargetError
 
@@ -159,6 +163,77 @@ def test_a_fault_of_our_own_is_one_line_with_exit_1(
     assert answer["error"].startswith("FileNotFoundError")
 
 
+def test_a_launch_that_is_slowed_on_purpose_waits_in_every_call_and_says_so(
+    compiled: CompiledModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["measure", "--compiled", str(compiled.directory), "--out", str(tmp_path / "s.npy"), "--short"]
+
+    exit_code, answer = _answer([*argv, "--inject-us", "2000"], capsys)
+
+    assert exit_code == 0
+    assert np.load(tmp_path / "s.npy").min() >= 2_000_000
+    assert "injected: a busy wait of 2000 us in every timed call, on purpose. Never ship on this" in answer["flags"]
+    assert set(answer["overhead"]) == {"null_us", "null_wall_us", "closure_us", "spin_100_us", "spin_1000_us"}
+    assert answer["overhead"]["null_us"] == answer["overhead_us"]
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_launch_is_whole_whatever_becomes_of_its_sampler(
+    dies: bool,
+    compiled: CompiledModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "khz").write_text("2000000")
+    monkeypatch.setattr(measure, "probes", lambda root: [Probe(CPU, tmp_path / "khz", 1e-3)])
+    if dies:
+        monkeypatch.setattr(
+            sampler, "_command", lambda probes: [sys.executable, "-I", "-S", "-c", "raise SystemExit(3)"]
+        )
+    argv = ["measure", "--compiled", str(compiled.directory), "--out", str(tmp_path / "s.npy")]
+
+    exit_code, answer = _answer(argv, capsys)
+
+    assert (exit_code, answer["n"]) == (0, len(np.load(tmp_path / "s.npy")))
+    if dies:
+        assert any(flag.startswith("sampler: ended by itself with 3") for flag in answer["flags"])
+        assert (answer["telemetry"]["clk_min_mhz"], answer["telemetry"]["num_sampled"]) == (None, None)
+    else:
+        told = [flag for flag in answer["flags"] if flag.startswith("sampler: ")]
+        assert answer["telemetry"]["clk_min_mhz"] == 2000.0 or told
+
+
+@pytest.mark.parametrize("wait", ["-1", "2e6", "nan", "soon"])
+def test_a_wait_that_cannot_be_is_refused(
+    wait: str, compiled: CompiledModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["measure", "--compiled", str(compiled.directory), "--out", str(tmp_path / "s.npy"), f"--inject-us={wait}"]
+
+    assert _answer(argv, capsys)[0] == 2
+
+
+@pytest.mark.parametrize("arena", [True, False])
+def test_memory_is_read_with_the_arena_as_asked(
+    arena: bool, compiled: CompiledModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--options", json.dumps({"arena": arena})]
+
+    exit_code, answer = _answer(["memory", "--compiled", str(compiled.directory), *options], capsys)
+
+    assert (exit_code, answer["memory"]["arena"]) == (0, arena)
+    assert answer["memory"]["vmhwm_mib"] > 0
+    assert answer["memory"]["gpu_mib"] is None
+    assert any(flag.startswith("gpu_mib: ") for flag in answer["flags"])
+
+
+@pytest.mark.parametrize("arena", [True, False])
+def test_the_arena_of_onnx_runtime_is_as_asked(arena: bool, compiled: CompiledModel) -> None:
+    session = make_target("onnxruntime-cpu", {"arena": arena}).load(compiled)
+
+    assert session._session.get_session_options().enable_cpu_mem_arena is arena
+
+
 def test_what_a_runtime_prints_does_not_disturb_the_answer(program: Path, tmp_path: Path) -> None:
     script = tmp_path / "noisy.py"
     script.write_text(
@@ -173,7 +248,7 @@ def test_what_a_runtime_prints_does_not_disturb_the_answer(program: Path, tmp_pa
     )
     done = subprocess.run([sys.executable, "-I", script, program, "environment"], capture_output=True, text=True)
 
-    assert json.loads(done.stdout)["hard"]["harness"] == 1
+    assert json.loads(done.stdout)["hard"]["harness"] == HARNESS_VERSION
     assert "hello" in done.stderr
 
 

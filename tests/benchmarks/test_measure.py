@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from benchmarks.device import measure
 from benchmarks.device.evaluate import batch_of, padded
-from benchmarks.device.measure import PRESETS, cool_down, measure_latency_ns, null_overhead_us, synthetic_batch, warm_up
+from benchmarks.device.measure import PRESETS, cool_down, synthetic_batch, warm_up
+from benchmarks.device.timing import elapsed_ms, measure_latency_ns
 from targets.base import Preprocessing, TensorSpec
+from targets.errors import MeasurementError
 
 SMOKE = PRESETS["smoke"]
 
@@ -73,6 +75,71 @@ def test_the_collector_comes_back_when_the_query_fails() -> None:
     assert gc.isenabled()
 
 
+class FakeClock:
+    """Steps by the given seconds at each look, in turn for ever."""
+
+    def __init__(self, *steps_s: float) -> None:
+        self.steps, self.now, self.num_looks = itertools.cycle(steps_s), 10**12, 0
+
+    def __call__(self) -> int:
+        self.now += round(next(self.steps) * 1e9)
+        self.num_looks += 1
+        return self.now
+
+
+@pytest.mark.parametrize("min_queries", [1, 64, 5000])
+def test_a_clock_that_stands_still_ends_the_loop(min_queries: int) -> None:
+    samples_ns = measure_latency_ns(lambda: None, min_s=1.0, min_queries=min_queries, clock_ns=FakeClock(0.0))
+
+    assert set(samples_ns) == {0}
+    assert len(samples_ns) <= 8192
+
+
+def test_a_clock_that_runs_backwards_ends_the_loop_at_once() -> None:
+    assert measure_latency_ns(lambda: None, min_s=1.0, min_queries=64, clock_ns=FakeClock(-0.001)).tolist() == [
+        -1_000_000
+    ]
+
+
+def test_a_clock_that_goes_back_once_by_an_hour_does_not_add_an_hour() -> None:
+    steps = [0.001] * 20 + [-3600.0] + [0.001] * 100_000
+    clock = FakeClock(*steps)
+
+    samples_ns = measure_latency_ns(lambda: None, min_s=1.0, min_queries=64, clock_ns=clock)
+
+    assert len(samples_ns) <= 11
+    assert min(samples_ns) < 0
+
+
+def test_a_clock_that_goes_back_between_two_calls_ends_the_loop_too() -> None:
+    clock = FakeClock(*[0.001] * 21, -3600.0, *[0.001] * 100_000)
+
+    assert len(measure_latency_ns(lambda: None, min_s=1.0, min_queries=64, clock_ns=clock)) <= 12
+
+
+def test_a_leap_of_the_clock_is_one_sample_that_stays_what_it_is() -> None:
+    samples_ns = measure_latency_ns(
+        lambda: None, min_s=1.0, min_queries=4, max_s=10.0, clock_ns=FakeClock(0.001, 0.001, 0.001, 0.001, 3600.0)
+    )
+
+    assert samples_ns.tolist() == [1_000_000, 3_600_000_000_000]
+
+
+@pytest.mark.parametrize("step_s", [0.0, -0.001])
+@pytest.mark.parametrize("preset", ["smoke", "ci"])
+def test_warm_up_ends_unsettled_on_a_clock_that_does_not_move_on(preset: str, step_s: float) -> None:
+    warmup_s, settled = warm_up(lambda: None, PRESETS[preset], FakeClock(step_s))
+
+    assert (warmup_s, settled) == (0.0, False)
+
+
+@pytest.mark.parametrize("end_ns", [5, 4])
+def test_no_time_between_two_stamps_is_refused_by_what_was_timed(end_ns: int) -> None:
+    assert elapsed_ms(0, 2_000_000, "loading the model") == 2.0
+    with pytest.raises(MeasurementError, match="loading the model took"):
+        elapsed_ms(5, end_ns, "loading the model")
+
+
 def test_smoke_warms_up_for_half_a_second_whatever_the_medians_do() -> None:
     query = FakeQuery(itertools.islice(itertools.cycle([0.01, 0.04]), 1000))
 
@@ -100,27 +167,21 @@ def test_warm_up_that_never_settles_ends_at_the_cap_and_says_so() -> None:
     assert warmup_s >= 30.0
 
 
-def test_the_harness_reports_what_it_adds_to_a_call_that_does_nothing() -> None:
-    ticks = itertools.count(0, 50)
-
-    assert null_overhead_us(lambda: next(ticks)) == pytest.approx(0.05)
-
-
 @pytest.mark.parametrize(
-    ("name", "warmup_s", "min_s", "min_queries", "launches"),
-    [("smoke", 0.5, 1.0, 64, 3), ("ci", 2.0, 10.0, 662, 10), ("release", 2.0, 60.0, 6636, 20)],
+    ("name", "warmup_s", "min_s", "min_queries", "launches", "cool_down_s", "retries"),
+    [
+        ("smoke", 0.5, 1.0, 64, 3, 0.0, 0),
+        ("ci", 2.0, 10.0, 662, 10, 60.0, 2),
+        ("release", 2.0, 60.0, 6636, 20, 300.0, 2),
+    ],
 )
 def test_presets_hold_the_agreed_figures(
-    name: str, warmup_s: float, min_s: float, min_queries: int, launches: int
+    name: str, warmup_s: float, min_s: float, min_queries: int, launches: int, cool_down_s: float, retries: int
 ) -> None:
     preset = PRESETS[name]
 
-    assert (preset.warmup_s, preset.min_s, preset.min_queries, preset.launches) == (
-        warmup_s,
-        min_s,
-        min_queries,
-        launches,
-    )
+    assert (preset.warmup_s, preset.min_s, preset.min_queries) == (warmup_s, min_s, min_queries)
+    assert (preset.launches, preset.cool_down_s, preset.retries) == (launches, cool_down_s, retries)
 
 
 def test_cool_down_waits_for_the_first_launchs_temperature() -> None:

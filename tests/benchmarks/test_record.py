@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.device import record
-from benchmarks.device.record import Telemetry, disturbances_of, latency_of, quarter_drift, validate, validity_of
+from benchmarks.device.record import latency_of, validate, validity_of
 from targets.errors import MeasurementError
 
-QUIET = Telemetry(temp_c=None, clk_mhz=None, throttle_delta=None, psi_cpu=None)
 MEMORY = {"vmhwm_mib": 90.5, "baseline_mib": 30.0, "pss_mib": None, "cgroup_peak_mib": None}
 ENERGY = {"source": None, "rails": {}, "gross_mj": None, "idle_w": None, "net_mj": None}
 TELEMETRY = {"temp_c": None, "clk_mhz": None, "throttle_delta": 0, "psi_cpu": 1.5}
@@ -153,41 +152,12 @@ def test_latency_summary_is_numpys_in_microseconds(samples_ns: list[int]) -> Non
     assert summary.p999 is None
 
 
-def _disturbances(
-    telemetry: Telemetry = QUIET, samples_ns: list[int] | None = None, **changed: float
-) -> tuple[str, ...]:
-    window: dict[str, Any] = {"wall_s": 2.0, "cpu_s": 1.96, "nivcsw": 20, "majflt": 0} | changed
-    return disturbances_of(samples_ns or [1000] * 64, telemetry=telemetry, **window)
+def test_a_record_of_before_these_fields_still_reads() -> None:
+    old = validate(_copy())
 
-
-def test_a_quiet_launch_has_no_disturbance_and_what_is_unreadable_is_not_judged() -> None:
-    assert _disturbances() == ()
-    assert _disturbances(Telemetry(temp_c=40.0, clk_mhz=3000.0, throttle_delta=0, psi_cpu=5.0)) == ()
-
-
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"cpu_s": 1.8}, "90% of the time"),
-        ({"nivcsw": 21}, "involuntary switches"),
-        ({"majflt": 1}, "read from disk"),
-        ({"telemetry": Telemetry(temp_c=None, clk_mhz=None, throttle_delta=None, psi_cpu=5.1)}, "5.1 % of the time"),
-        ({"telemetry": Telemetry(temp_c=None, clk_mhz=None, throttle_delta=3, psi_cpu=None)}, "throttled 3 times"),
-        ({"samples_ns": [1000] * 32 + [1030] * 32}, "+3.0%"),
-    ],
-)
-def test_each_disturbance_is_told(changed: dict[str, Any], said: str) -> None:
-    told = _disturbances(**changed)
-
-    assert len(told) == 1
-    assert said in told[0]
-
-
-@given(st.lists(st.integers(1, 1000), min_size=16, max_size=64), st.integers(2, 50))
-def test_drift_is_relative_and_zero_for_a_constant(samples_ns: list[int], factor: int) -> None:
-    assert quarter_drift([factor] * 16) == 0.0
-    assert quarter_drift([value * factor for value in samples_ns]) == pytest.approx(quarter_drift(samples_ns))
-    assert quarter_drift(samples_ns[:15]) is None
+    assert (old.device, old.other_arena, old.scenario.injected_us) == (None, None, None)
+    assert (old.launches[0].overhead, old.launches[0].device, old.launches[0].repeated) == (None, None, ())
+    assert (old.telemetry.clk_locked_mhz, old.launches[0].waited_s) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from targets import make_target
-from targets.base import CompiledModel, Exported, LayerTime, LayerTimer, Target, TensorSpec
+from targets.base import Clocked, CompiledModel, Exported, LayerTime, LayerTimer, Target, TensorSpec
 from targets.onnxruntime import node_times
 from targets.openvino import mean_since
 
@@ -45,6 +45,22 @@ def test_the_timed_layers_hold_every_product_of_the_placement(
     placed = target.placement(compiled).layers
     assert products == sorted((layer.name, layer.op, layer.precision, layer.macs) for layer in placed)
     assert len(products) == 2
+
+
+@each_target
+def test_every_run_has_a_time_by_the_runtimes_own_clock(
+    name: str, make_exported: MakeExported, pixels: Any, tmp_path: Path
+) -> None:
+    target = make_target(name, {})
+    assert isinstance(target, Clocked)
+    session = target.load_clocked(target.compile(make_exported(), tmp_path / "c", "fp32"))
+
+    answers = [session.run({"image": pixels[:1]})["logits"].copy() for _ in range(3)]
+    times_us = session.run_times_us()
+
+    assert len(times_us) == 3
+    assert min(times_us) > 0
+    assert np.array_equal(answers[0], answers[2])
 
 
 @each_target

@@ -250,6 +250,24 @@ def test_a_run_that_cannot_be_captured_tells_the_option_and_leaves_no_capture_op
 
 
 @pytest.mark.usefixtures("trt")
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_events_stand_around_all_that_a_run_puts_on_the_stream(
+    cuda_graph: bool, quantized: Exported, pixels: Any, cudart: ctypes.CDLL, tmp_path: Path
+) -> None:
+    target = TensorRt(cuda_graph=cuda_graph)
+    session = target.load_clocked(target.compile(quantized, tmp_path / "c", "int8"))
+    cudart.standin_clear()
+
+    session.run({"image": pixels[:1]})
+    calls = cudart.standin_log().decode().split()
+
+    inside = ["cudaGraphLaunch"] if cuda_graph else [COPY_IN, COPY_OUT]
+    record = "cudaEventRecord"
+    assert calls == [record, *inside, record, "cudaStreamSynchronize", "cudaEventElapsedTime"]
+    assert session.run_times_us()[0] > 0
+
+
+@pytest.mark.usefixtures("trt")
 def test_the_capture_ends_where_the_captured_work_fails(cudart: ctypes.CDLL) -> None:
     cuda = targets.cuda.open_cuda()
     stream = cuda.stream()

@@ -1,0 +1,131 @@
+"""The timed window: calls one after another, and what the machine and the process did meanwhile.
+
+Counters are read right before and after, other clocks and temperatures by a sampler in a process of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.device import energy
+from benchmarks.device.disturbances import Window, disturbances_of, positive, slow_clock
+from benchmarks.device.environment import Snapshot, locked_gpu_mhz, snapshot, with_readings
+from benchmarks.device.overhead import closure_us
+from benchmarks.device.record import Telemetry, latency_of
+from benchmarks.device.sampler import CPU, GPU, Reading, Sampler
+from benchmarks.device.timing import Clock, Query, measure_latency_ns
+from targets.base import Array, CompiledModel
+from targets.errors import MeasurementError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """How long is timed: both are reached, or `max_s`."""
+
+    min_s: float
+    min_queries: int
+    max_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """The runtime as a load on the CPU. `busy`: it computes there, or polls for a device that does; `on_cpu`: the former."""
+
+    num_threads: int = 1
+    busy: bool = True
+    on_cpu: bool = True
+
+    @classmethod
+    def of(cls, compiled: CompiledModel) -> Worker:
+        on_cpu = compiled.target.endswith("-cpu")
+        threads = compiled.options.get("num_threads")
+        busy = on_cpu or bool(compiled.options.get("allow_spinning"))
+        return cls(num_threads=max(threads, 1) if isinstance(threads, int) else 1, busy=busy, on_cpu=on_cpu)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """One window. `samples_ns` are as the clock gave them, `good_ns` those that a clock can have measured."""
+
+    samples_ns: array[int]
+    good_ns: Array
+    counters: Window
+    closure_us: float
+    telemetry: Telemetry
+    rails: tuple[energy.Reading | None, energy.Reading | None]
+    disturbances: tuple[str, ...]
+
+    @property
+    def wall_s(self) -> float:
+        """By the machine's other clock; by the samples where that one ran backwards, which is among the disturbances."""
+        return self.counters.wall_s if self.counters.wall_s > 0 else float(self.good_ns.sum()) / 1e9
+
+    def answer(self, idle_w: float | None, flags: list[str]) -> dict[str, Any]:
+        """The fields of a record's launch that a window knows."""
+        used = energy.energy_of(
+            *self.rails, num_queries=len(self.good_ns), wall_s=self.wall_s, idle_w=idle_w, flags=flags
+        )
+        return {
+            "n": len(self.good_ns),
+            "lat_us": asdict(latency_of(self.good_ns)),
+            "wall_s": self.wall_s,
+            "cpu_s": self.counters.cpu_s,
+            "nivcsw": self.counters.nivcsw,
+            "majflt": self.counters.majflt,
+            "waited_s": self.counters.waited_s,
+            "energy": asdict(used),
+            "telemetry": asdict(self.telemetry),
+            "disturbances": list(self.disturbances),
+        }
+
+
+def time_window(
+    query: Query,
+    length: Length,
+    worker: Worker,
+    flags: list[str],
+    *,
+    sampler: Sampler | None = None,
+    clock_ns: Clock = time.perf_counter_ns,
+    look: Callable[[list[str]], Snapshot] = snapshot,
+) -> Timed:
+    """Time a window. Raises MeasurementError where the clock measured nothing above zero in it."""
+    rails_before, before = energy.read_rails(flags), look(flags)
+    begin_ns = clock_ns()
+    samples_ns = measure_latency_ns(
+        query, min_s=length.min_s, min_queries=length.min_queries, max_s=length.max_s, clock_ns=clock_ns
+    )
+    wall_ns = clock_ns() - begin_ns
+    after, rails_after = look([]), energy.read_rails([])
+    good_ns = positive(samples_ns)
+    if len(good_ns) == 0:
+        raise MeasurementError(
+            f"this machine's clock stood still or ran backwards in all of {len(samples_ns)} calls, so nothing was measured. "
+            "Measure on a machine whose monotonic clock can be trusted."
+        )
+    readings = sampler.readings(before.monotonic_s, after.monotonic_s) if sampler is not None else []
+    telemetry = with_readings(after.telemetry_since(before), readings)
+    counters = after.window_since(before, num_threads=worker.num_threads, busy=worker.busy)
+    return Timed(
+        samples_ns=samples_ns,
+        good_ns=good_ns,
+        counters=counters,
+        closure_us=closure_us(samples_ns, wall_ns),
+        telemetry=telemetry,
+        rails=(rails_before, rails_after),
+        disturbances=(*disturbances_of(samples_ns, counters, telemetry), *_slow_clocks(readings, telemetry, worker)),
+    )
+
+
+def _slow_clocks(readings: list[Reading], telemetry: Telemetry, worker: Worker) -> list[str]:
+    """The GPU's clock counts where the GPU computes: at rest it may sleep."""
+    locked = {CPU: telemetry.clk_locked_mhz, GPU: None if worker.on_cpu else locked_gpu_mhz()}
+    told = [
+        slow_clock([one.highest[kind] for one in readings if kind in one.highest], mhz, kind)
+        for kind, mhz in locked.items()
+    ]
+    return [message for message in told if message is not None]
