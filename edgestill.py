@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.bring_your_own import bench_model, compile_model, lint_model, quantize_model
     from pipeline.bundles import bundle_schema, pack_bundle, portable_bundle, sign_bundle
     from pipeline.compare_models import compare_models, selftest_model
+    from pipeline.matrix import MatrixReport, export_results, run_matrix
     from pipeline.onnx_ladder import Demands
     from pipeline.own_module import quantize_module
     from pipeline.profile_model import profile_model
@@ -51,6 +52,7 @@ __all__ = [
     "HardwareReport",
     "IntegrityError",
     "LintReport",
+    "MatrixReport",
     "MeasurementError",
     "ModelError",
     "Profile",
@@ -65,6 +67,7 @@ __all__ = [
     "bundle_schema",
     "compare_models",
     "compile_model",
+    "export_results",
     "hardware_report",
     "lint_model",
     "load_recipe",
@@ -75,6 +78,7 @@ __all__ = [
     "quantize_module",
     "recipe_schema",
     "render_report",
+    "run_matrix",
     "run_recipe",
     "selftest_model",
     "sign_bundle",
@@ -91,6 +95,7 @@ _HOMES = {
     "pipeline.bring_your_own": ("bench_model", "compile_model", "lint_model", "quantize_model"),
     "pipeline.bundles": ("bundle_schema", "pack_bundle", "portable_bundle", "sign_bundle"),
     "pipeline.compare_models": ("compare_models", "selftest_model"),
+    "pipeline.matrix": ("MatrixReport", "export_results", "run_matrix"),
     "pipeline.onnx_ladder": ("Demands",),
     "pipeline.own_module": ("quantize_module",),
     "pipeline.profile_model": ("profile_model",),

@@ -54,6 +54,6 @@ def test_the_files_that_a_document_names_exist(name: str) -> None:
 def test_every_recipe_is_valid() -> None:
     from pipeline.recipe import load_recipe
 
-    recipes = sorted((ROOT / "recipes").glob("*.yaml"))
+    recipes = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem != "hardware"]  # a matrix
 
     assert [load_recipe(path).name for path in recipes] == [path.stem for path in recipes]

@@ -11,7 +11,9 @@ They say how fast a graph runs and where; any accuracy of theirs is meaningless.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,16 +92,25 @@ def _export_random(source: str, images: Path, path: Path) -> None:
     torch.manual_seed(SEED)
     model = _build(*source.split(":"))
     calibrate_batchnorm(model, photographs(images))
-    torch.onnx.export(
-        model.eval(),
-        (torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE),),
-        str(path),
-        dynamo=False,
-        opset_version=OPSET,
-        input_names=[INPUT.name],
-        output_names=[OUTPUT.name],
-        dynamic_axes={INPUT.name: {0: "N"}, OUTPUT.name: {0: "N"}},
-    )
+    export_net(model, path)
+
+
+def export_net(model: nn.Module, path: Path, *, size: int = IMAGE_SIZE) -> None:
+    """Trace in evaluation mode: normalised float (N, 3, size, size) to logits (N, K), the batch free."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations of the tracing exporter, and of constants in traced code
+        torch.onnx.export(
+            model.eval(),
+            (torch.zeros(1, 3, size, size),),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[INPUT.name],
+            output_names=[OUTPUT.name],
+            dynamic_axes={INPUT.name: {0: "N"}, OUTPUT.name: {0: "N"}},
+        )
 
 
 def _build(library: str, name: str) -> nn.Module:
@@ -116,18 +127,19 @@ def _build(library: str, name: str) -> nn.Module:
 
 
 def calibrate_batchnorm(model: nn.Module, x_NCHW: Array) -> None:
-    """Running statistics as the plain average over all batches (momentum None), weights untouched."""
+    """Running statistics as the plain average over all batches (momentum None), weights untouched. Two samples or more:
+    behind global pooling a batch of one has no variance, so no batch is a rest of one."""
     import torch
     from torch import nn
 
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.reset_running_stats()
             module.momentum = None
     model.train()
     with torch.no_grad():
-        for start in range(0, len(x_NCHW), BATCH):
-            model(torch.from_numpy(x_NCHW[start : start + BATCH]))
+        for batch_NCHW in np.array_split(x_NCHW, math.ceil(len(x_NCHW) / BATCH)):
+            model(torch.from_numpy(batch_NCHW))
 
 
 def photographs(folder: Path, preprocessing: Preprocessing = IMAGENET) -> Array:

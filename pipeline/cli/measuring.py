@@ -107,6 +107,46 @@ def compare(
 
 
 @app.command()
+def matrix(
+    recipe: RecipePath,
+    out: OutDir = Path("matrix"),
+    images: Annotated[
+        Path | None, typer.Option(help="photographs that calibrate and are held out; in place of the recipe's")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="smoke, ci or release; in place of the recipe's", metavar="NAME")
+    ] = None,
+    launches: Annotated[
+        int | None, typer.Option(min=1, help="fresh processes a cell; in place of the recipe's")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="write all records to this JSON file, to be committed", metavar="FILE")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="measure models with disturbed cells once more")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="download no weights")] = False,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure many models on many runtimes, precisions and threads by one recipe; started again, it goes on."""
+    from pipeline.matrix import export_results, run_matrix
+
+    found = run_matrix(
+        recipe,
+        out_dir=out,
+        images=images,
+        preset=preset,
+        launches=launches,
+        offline=offline,
+        again=again,
+        strict=strict,
+        progress=open_progress(),
+    )
+    if export is not None and found.rows:
+        export_results(out, export)
+    answer(found, as_json)
+
+
+@app.command()
 def profile(
     model: Annotated[Path, typer.Argument(help="a bundle, a compiled directory or an ONNX file", metavar="BUNDLE")],
     target: TargetName = "onnxruntime-cpu",
