@@ -13,6 +13,7 @@ from pipeline.cli.app import (
     Option,
     OutDir,
     Preset,
+    RecipePath,
     TargetName,
     Threads,
     answer,
