@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from benchmarks.comparison import Comparison
     from benchmarks.device.verify import verify_bundle
     from benchmarks.hardware.verb import HardwareReport, hardware_report
+    from benchmarks.history import accept_change, add_to_history, check_history, keep_records, show_history
     from benchmarks.profile_report import Profile
     from benchmarks.report import render_report
     from benchmarks.selftest import SelfTest
@@ -63,12 +64,16 @@ __all__ = [
     "SelfTest",
     "TargetError",
     "TrainingError",
+    "accept_change",
+    "add_to_history",
     "bench_model",
     "bundle_schema",
+    "check_history",
     "compare_models",
     "compile_model",
     "export_results",
     "hardware_report",
+    "keep_records",
     "lint_model",
     "load_recipe",
     "pack_bundle",
@@ -81,6 +86,7 @@ __all__ = [
     "run_matrix",
     "run_recipe",
     "selftest_model",
+    "show_history",
     "sign_bundle",
     "verify_bundle",
 ]
@@ -89,6 +95,7 @@ _HOMES = {
     "benchmarks.comparison": ("Comparison",),
     "benchmarks.device.verify": ("verify_bundle",),
     "benchmarks.hardware.verb": ("HardwareReport", "hardware_report"),
+    "benchmarks.history": ("accept_change", "add_to_history", "check_history", "keep_records", "show_history"),
     "benchmarks.profile_report": ("Profile",),
     "benchmarks.report": ("render_report",),
     "benchmarks.selftest": ("SelfTest",),

@@ -66,8 +66,18 @@ def load_records(path: Path) -> list[Stored]:
 
 
 def load_all(paths: Iterable[Path]) -> list[Stored]:
-    """`load_records` of several; a record that is reached twice, by two paths or two copies, stands once."""
-    found = {stored.record.run_id: stored for path in paths for stored in load_records(path)}
+    """`load_records` of several; a record that is reached twice, by two paths or two copies, stands once.
+
+    Raises DataError for two different records of one id.
+    """
+    found: dict[str, Stored] = {}
+    for stored in (one for path in paths for one in load_records(path)):
+        known = found.setdefault(stored.record.run_id, stored)
+        if known.record != stored.record:
+            raise DataError(
+                f"{known.file} and {stored.file} hold two different records of one id ({stored.record.run_id}). "
+                "One of them was changed by hand: leave it away."
+            )
     return list(found.values())
 
 

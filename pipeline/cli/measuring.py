@@ -216,5 +216,8 @@ def report(
         print_document({"report": str(page)}, as_json, str(page))
         return
     from benchmarks.hardware.verb import hardware_report
+    from benchmarks.history import show_history
+    from benchmarks.history_series import points_by_series
 
-    answer(hardware_report(paths, out, baseline=baseline, title=title), as_json)
+    past = points_by_series(show_history(db=history).series) if history else None
+    answer(hardware_report(paths, out, baseline=baseline, title=title, history=past), as_json)

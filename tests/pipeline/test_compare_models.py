@@ -20,7 +20,7 @@ from benchmarks.records import write_records
 from pipeline.compare_models import compare_models, selftest_model
 from targets import make_target
 from targets.base import CompiledModel
-from targets.errors import EdgestillError, ModelError, RecipeError
+from targets.errors import DataError, EdgestillError, ModelError, RecipeError
 
 Measure = Callable[..., None]
 
@@ -197,4 +197,31 @@ def test_records_beside_each_other_are_read_with_their_placements(measured: Path
     write_records(tmp_path, {"again": a.record})
 
     assert (a.arm, b.arm, a.placement is not None) == ("A", "B", True)
-    assert [stored.arm for stored in load_all([measured / "out", tmp_path])] == ["again", "B"]
+    assert [stored.arm for stored in load_all([measured / "out", tmp_path])] == ["A", "B"]
+
+
+def test_two_different_records_of_one_id_are_not_silently_one(measured: Path, tmp_path: Path) -> None:
+    from benchmarks.records import load_all, load_records
+
+    a, _ = load_records(measured / "out")
+    write_records(tmp_path, {"A": replace(a.record, utc="2020-01-01T00:00:00+00:00")})
+
+    with pytest.raises(DataError, match="two different records of one id"):
+        load_all([measured / "out", tmp_path])
+
+
+def test_what_was_measured_goes_into_a_history_and_onto_a_page(edgestill: Any, measured: Path, tmp_path: Path) -> None:
+    db, out = tmp_path / "h.db", tmp_path / "page"
+    ended = [
+        edgestill("history", "add", measured / "out", "--db", db),
+        edgestill("history", "show", "--db", db, "--page", tmp_path / "history.html"),
+        edgestill("history", "check", "--db", db, "--json"),
+        edgestill("report", measured / "out", "--out", out, "--history", db, "--title", "two models"),
+    ]
+
+    assert [one.code for one in ended] == [0, 0, 0, 0]
+    assert json.loads(ended[2].out)["exit_code"] == 0
+    assert "two models" in (out / "index.html").read_text()
+    assert (tmp_path / "history.html").is_file()
+    assert edgestill("history", "accept", "--note", "why", "--db", db).code == 2  # nothing is open
+    assert edgestill("report", tmp_path / "absent").code == 2
