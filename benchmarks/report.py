@@ -180,7 +180,7 @@ def _sentence(headline: Row) -> str:
     shipped = str(headline["shipped"] or "nothing").upper()
     parts = [
         f"{number(headline['p50_ms'])} ms an image (p50)" if headline.get("p50_ms") else None,
-        f"{number(headline['speedup'])}× as fast as the {headline['baseline']} teacher"
+        f"{number(headline['speedup'])}× as fast as the {headline['baseline'] or 'float'} teacher"
         if headline["speedup"]
         else None,
         f"{percent(headline['top1'])} % top-1" if headline.get("top1") is not None else None,

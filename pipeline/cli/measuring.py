@@ -215,6 +215,13 @@ def report(
         page = render_report(read_json(summary_path), summary_path.parent)
         print_document({"report": str(page)}, as_json, str(page))
         return
+    if len(paths) == 1 and paths[0].is_dir() and not any(paths[0].rglob("records.json")):
+        from targets.errors import DataError
+
+        raise DataError(
+            f"{paths[0]} holds neither a finished run (report/summary.json) nor records (records.json). Run a recipe, or measure "
+            "first: edgestill bench MODEL."
+        )
     from benchmarks.hardware.verb import hardware_report
     from benchmarks.history import show_history
     from benchmarks.history_series import points_by_series

@@ -211,6 +211,22 @@ def test_a_damaged_data_file_is_read_as_it_was_or_refused(
         assert len(json.loads(ended.out)["error"].splitlines()) <= 3
 
 
+def test_arrays_that_a_damaged_directory_hides_are_missed(
+    edgestill: Callable[..., Any], tiny_recipe: Callable[..., Path], tmp_path: Path, npz: bytes
+) -> None:
+    content = bytearray(npz)
+    third = content.rfind(b"PK\x01\x02", 0, content.rfind(b"x_test.npy"))
+    content[third + 29] ^= 1  # the length of its name, 256 too many: zipfile sees what stands before, and no test split
+    (tmp_path / "d.npz").write_bytes(content)
+    with np.load(tmp_path / "d.npz") as read:
+        assert "x_test" not in read.files
+
+    ended = edgestill("run", tiny_recipe(data={"source": f"npz:{tmp_path / 'd.npz'}"}), "--runs", tmp_path / "r")
+
+    assert ended.code == 2
+    assert "of its 4 arrays" in ended.err
+
+
 def write_images(folder: Path, num_classes: int = 2, num_images: int = 12) -> Path:
     generator = np.random.default_rng(0)
     for label in range(num_classes):

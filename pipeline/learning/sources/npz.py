@@ -5,15 +5,18 @@ MedMNIST's val part becomes the validation split. Archives are read with allow_p
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from pipeline.learning.sources.parts import Arrays, Source, as_images, as_labels, numbered_classes
 from targets.errors import DataError
 
+LONGEST_END = 22 + 65535  # bytes of a zip's last record, its comment included
 # part: images' and labels' key, Keras' first
 KEYS = {
     "train": (("x_train", "y_train"), ("train_images", "train_labels")),
@@ -62,8 +65,18 @@ def _load(path: Path) -> dict[str, Any]:
     known = {key for pairs in KEYS.values() for pair in pairs for key in pair}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            _check_whole(file, len(archive.files))
             return {key: archive[key] if key in known else None for key in archive.files}
     # A flipped byte makes the zip and the header reader raise nearly anything, MemoryError included.
     except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(f"npz:{path} cannot be read: {reason}. Write or copy the file again.") from None
+
+
+def _check_whole(file: BinaryIO, num_found: int) -> None:
+    """Compare with the count at the archive's end: of a damaged directory zipfile reads the beginning and says nothing."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_END))
+    content = file.read()
+    (num_written,) = struct.unpack_from("<H", content, content.rfind(b"PK\x05\x06") + 10)
+    if num_written not in (num_found, 0xFFFF):  # more than 65,534 entries are counted elsewhere
+        raise ValueError(f"it lists {num_found} of its {num_written} arrays")
