@@ -9,11 +9,12 @@ from typing import Any
 
 from targets.base import Target
 from targets.errors import RecipeError
+from targets.executorch import ExecuTorch
 from targets.onnxruntime import OnnxRuntimeCpu
 from targets.openvino import OpenVinoCpu
 from targets.tensorrt import TensorRt
 
-TARGETS: dict[str, type[Any]] = {target.name: target for target in (OpenVinoCpu, OnnxRuntimeCpu, TensorRt)}
+TARGETS: dict[str, type[Any]] = {target.name: target for target in (OpenVinoCpu, OnnxRuntimeCpu, TensorRt, ExecuTorch)}
 KINDS: dict[str, type[Any]] = {
     "int": int,
     "bool": bool,

@@ -27,7 +27,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdou
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="override a key, e.g. distill.train.epochs=20", metavar="KEY=VALUE")
 ]
-TargetName = Annotated[str, typer.Option("--target", help="openvino-cpu, onnxruntime-cpu or tensorrt")]
+TargetName = Annotated[str, typer.Option("--target", help="openvino-cpu, onnxruntime-cpu, tensorrt or executorch")]
 OutDir = Annotated[Path, typer.Option("--out", help="the directory to write")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="threads that the runtime may use")]
 Option = Annotated[

@@ -1,7 +1,8 @@
 """Dialects: the list of exact rewrites that each runtime wants before it runs a Q/DQ graph in INT8.
 
 ONNX Runtime on x86 wants one unsigned type all over, OpenVINO takes the graph as it was exported, TensorRT wants int8 with
-zero point 0 and a float bias; `portable` is what all of them take. Reads and changes an `onnx_ir.Model`.
+zero point 0 and a float bias, ExecuTorch's XNNPACK rounds a bias to the accumulator's step by itself, so the graph says so;
+`portable` is what all of them take. Reads and changes an `onnx_ir.Model`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ DIALECTS: dict[str, tuple[Rewrite, ...]] = {
         rewrites.tidy,
     ),
     "tensorrt": (*CLEAN, rewrites.signed_activations, rewrites.float_bias, rewrites.tidy),
+    "executorch": (*CLEAN, rewrites.integer_bias, rewrites.tidy),
     "portable": (*CLEAN, rewrites.signed_activations, moves.join_integers, moves.sink_dequantize, rewrites.tidy),
 }
 

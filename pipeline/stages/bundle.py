@@ -38,7 +38,7 @@ TOLERANCES = {"int8": 0.05, "bf16": 0.02, "fp16": 0.005, "fp32": 1e-4}
 GOLDEN_SEED = 0
 # The folders of an absolute path, also in "images:/home/ann/cats", not those of a URL.
 FOLDERS = re.compile(r"(?<![\w./])/(?:[^/\n:]+/)+")
-PORTABLE = ("onnxruntime-cpu", "openvino-cpu")  # whose compiled form is a graph, not code for a processor
+PORTABLE = ("onnxruntime-cpu", "openvino-cpu", "executorch")  # whose compiled form is a graph, not code for a processor
 # What a reader wants first; other facts follow by name.
 FIRST = ("metric", "value", "ci95", "n", "on", "at", "preset", "p50_us", "p50_ci95_us", "fps")
 
@@ -147,6 +147,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
             *_section("Measured", _fact_lines(manifest["measured"])),
             *_section("Origin", _fact_lines(manifest["provenance"])),
             *_section("Check and use it", _use_lines(manifest)),
+            *(_section("In an app", _app_lines(manifest)) if manifest["target"] == "executorch" else ()),
         )
     )
 
@@ -331,4 +332,33 @@ def _use_lines(manifest: Mapping[str, Any]) -> list[str]:
         f"`python3 {PROGRAM} verify .` holds every byte against the manifest, this machine against what the model was",
         f"compiled for, and the model's answer against golden/ ({manifest['golden']['source']}). Of a signed bundle,",
         "`--public-key FILE` checks who wrote it; get the key from the signer, never from where the bundle came from.",
+    ]
+
+
+def _app_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """How an Android or iOS app loads an ExecuTorch program, by ExecuTorch's documents."""
+    spec, (_, version) = manifest["inputs"][0], manifest["toolchain"].split()
+    shape = ", ".join(str(size) for size in spec["shape"])
+    android, swift = {"uint8": ("fromBlobUnsigned", "UInt8")}.get(spec["dtype"], ("fromBlob", "Float"))
+    return [
+        f"`model/model.pte` is all that the app needs. It wants ExecuTorch {version} with the XNNPACK backend, {spec['dtype']} values",
+        f"in the order {spec['layout'] or 'of the shape'}; golden/ is a test for it. This code has not been compiled here.",
+        "",
+        "Android, Gradle dependency `org.pytorch:executorch-android` of that version:",
+        "",
+        "```kotlin",
+        "val module = Module.load(path)",
+        f"val input = Tensor.{android}(values, longArrayOf({shape}))",
+        "val output = module.forward(EValue.from(input))[0].toTensor().dataAsFloatArray",
+        "```",
+        "",
+        f"iOS, Swift package `https://github.com/pytorch/executorch`, branch `swiftpm-{version}`; link `executorch`, `backend_xnnpack`",
+        "and `kernels_optimized` with `-all_load`:",
+        "",
+        "```swift",
+        'let module = Module(filePath: Bundle.main.path(forResource: "model", ofType: "pte")!)',
+        'try module.load("forward")',
+        f"let input = Tensor<{swift}>(data: data, shape: [{shape}])",
+        "let output = try Tensor<Float>(module.forward(input)).scalars()",
+        "```",
     ]

@@ -12,7 +12,7 @@ import difflib
 from pathlib import Path
 
 from targets.errors import ModelError
-from targets.lint import onnxruntime, openvino, tensorrt
+from targets.lint import executorch, onnxruntime, openvino, tensorrt
 from targets.lint.graph import Graph
 from targets.lint.rule import SEVERITIES, Finding, Platform, Rule
 
@@ -20,6 +20,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "onnxruntime": onnxruntime.RULES,
     "openvino": openvino.RULES,
     "tensorrt": tensorrt.RULES,
+    "executorch": executorch.RULES,
 }
 
 __all__ = ["RULES", "Finding", "Platform", "lint"]
