@@ -4,7 +4,7 @@ BIN := .venv/bin
 # NNCF compiles its fake-quantize kernels with ninja, found on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart test lint types unit lock clean
+.PHONY: quickstart test test-arm lint types unit lock clean
 
 quickstart: .venv/installed
 	edgestill run recipes/quickstart.yaml
@@ -32,6 +32,14 @@ build/tensorrt-%: tests/targets/standins/tensorrt-%.txt .venv/installed
 build/axe: tests/benchmarks/axe.txt .venv/installed
 	rm -rf $@
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --target $@ --no-deps --require-hashes -r $<
+	touch $@
+
+# An ARM64 board, emulated: from a bundle over SSH to a measurement. Needs root and, on Debian, openssh-server and qemu-user-static.
+test-arm: build/arm
+	pytest -q -m system tests/arm
+
+build/arm: tests/arm/build_root.sh tests/arm/wheels.txt .venv/installed
+	tests/arm/build_root.sh $@
 	touch $@
 
 .venv/installed: pyproject.toml requirements.lock

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchmarks.comparison import Comparison
     from benchmarks.device.verify import verify_bundle
+    from benchmarks.doctor import DevicesReport, DoctorReport, check_devices, check_this_machine
     from benchmarks.hardware.verb import HardwareReport, hardware_report
     from benchmarks.history import accept_change, add_to_history, check_history, keep_records, show_history
     from benchmarks.profile_report import Profile
@@ -48,6 +49,8 @@ __all__ = [
     "DataError",
     "Demands",
     "DeviceError",
+    "DevicesReport",
+    "DoctorReport",
     "EdgestillError",
     "GateError",
     "HardwareReport",
@@ -68,7 +71,9 @@ __all__ = [
     "add_to_history",
     "bench_model",
     "bundle_schema",
+    "check_devices",
     "check_history",
+    "check_this_machine",
     "compare_models",
     "compile_model",
     "export_results",
@@ -94,6 +99,7 @@ __all__ = [
 _HOMES = {
     "benchmarks.comparison": ("Comparison",),
     "benchmarks.device.verify": ("verify_bundle",),
+    "benchmarks.doctor": ("DevicesReport", "DoctorReport", "check_devices", "check_this_machine"),
     "benchmarks.hardware.verb": ("HardwareReport", "hardware_report"),
     "benchmarks.history": ("accept_change", "add_to_history", "check_history", "keep_records", "show_history"),
     "benchmarks.profile_report": ("Profile",),

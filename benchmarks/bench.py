@@ -20,7 +20,7 @@ from benchmarks.device.measure import PRESETS
 from benchmarks.device.record import Environment, Record, from_json
 from benchmarks.devices import Device, run_program
 from benchmarks.pack import PROGRAM, pack_device_program
-from benchmarks.recording import HOST_E2E, LATENCY, OTHER_ARENA, THROUGHPUT, Answers, Setting, record_of
+from benchmarks.recording import HOST_E2E, LATENCY, NEVER_VALID, OTHER_ARENA, THROUGHPUT, Answers, Setting, record_of
 from benchmarks.statistics import hodges_lehmann, wilcoxon_greater_p
 from targets.base import CompiledModel, Placement, read_json
 from targets.errors import RecipeError
@@ -147,15 +147,13 @@ def untrustworthy(records: Sequence[Record]) -> str | None:
     told = []
     for record in (one for one in records if not one.validity.ok):
         disturbed = [launch for launch in record.launches if launch.disturbances]
-        why = (
-            f"slowed by {record.scenario.injected_us:g} us a call on purpose"
-            if record.scenario.injected_us
-            else (
-                f"{len(disturbed)} of {len(record.launches)} launches were disturbed ({'; '.join(disturbed[0].disturbances)})"
-                if disturbed
-                else "marked as not valid"
-            )
-        )
+        first = record.validity.flags[0] if record.validity.flags else ""
+        if first.startswith(NEVER_VALID):
+            why = first.removeprefix(NEVER_VALID)
+        elif disturbed:
+            why = f"{len(disturbed)} of {len(record.launches)} launches were disturbed ({'; '.join(disturbed[0].disturbances)})"
+        else:
+            why = "marked as not valid"
         told.append(f"{record.launches[0].arm}: {why}")
     if not told:
         return None

@@ -1,6 +1,7 @@
 """Where a command runs: a device takes files, runs a command line, gives files back.
 
-`Local` is this machine. What runs there is always the packed device program in a fresh process (`benchmarks/pack.py`).
+`Local` is this machine, a board over SSH is `benchmarks/ssh.py`. What runs there is always the packed device program in a
+fresh process (`benchmarks/pack.py`).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Device(Protocol):
         ...
 
     def get(self, remote: str, path: Path) -> None:
-        """Fetch a file."""
+        """Fetch a file, or all files of a directory."""
         ...
 
     def scratch(self, directory: Path) -> str:
@@ -56,7 +57,11 @@ class Device(Protocol):
         ...
 
     def facts(self) -> Mapping[str, Any]:
-        """What is known of the device without measuring."""
+        """What a result from there holds for: two devices, or one before and after a change, differ in it."""
+        ...
+
+    def close(self) -> None:
+        """The end of its use: nothing that was lent to it is there afterwards. It may be used again."""
         ...
 
 
@@ -92,7 +97,11 @@ class Local:
         return str(path.resolve())
 
     def get(self, remote: str, path: Path) -> None:
-        if Path(remote).resolve() != path.resolve():
+        if Path(remote).resolve() == path.resolve():
+            return
+        if Path(remote).is_dir():
+            shutil.copytree(remote, path, dirs_exist_ok=True)
+        else:
             shutil.copyfile(remote, path)
 
     def scratch(self, directory: Path) -> str:
@@ -100,7 +109,11 @@ class Local:
         return str(directory.resolve())
 
     def facts(self) -> Mapping[str, Any]:
-        return {"device": self.name, "python": self.python}
+        from benchmarks.device.environment import environment
+
+        return environment().hard
+
+    def close(self) -> None: ...
 
 
 def run_program(
@@ -111,14 +124,18 @@ def run_program(
     Its refusals are raised here with the device's own words: TargetError (exit 5) and MeasurementError (exit 7) as such,
     everything else as DeviceError. `-I`: neither the caller's PYTHONPATH nor its folder decides what is imported.
     """
-    done = device.run([device.python, "-I", program, *argv], timeout_s=timeout_s)
+    return answer_of(device.name, argv[0], device.run([device.python, "-I", program, *argv], timeout_s=timeout_s))
+
+
+def answer_of(name: str, command: str, done: Completed) -> dict[str, Any]:
+    """The JSON with which the device program ended a command on device `name`; raises its refusals as `run_program` says."""
     document = _last_json(done.stdout)
     if done.returncode == 0 and document is not None:
         return document
     if document is not None and "error" in document:
-        raise _error_class(done.returncode)(f"{device.name}: {document['error']}")
+        raise _error_class(done.returncode)(f"{name}: {document['error']}")
     raise DeviceError(
-        f"{device.name}: '{argv[0]}' {_how_it_ended(done.returncode)} without an answer: {_tail(done.stderr)}. "
+        f"{name}: '{command}' {_how_it_ended(done.returncode)} without an answer: {_tail(done.stderr)}. "
         "Run it there by hand to see more."
     )
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 LATENCY, HOST_E2E, THROUGHPUT, OTHER_ARENA = "runtime", "host_e2e", "throughput", "other arena"
 MLPERF_OFFLINE_SAMPLES = 24_576
+NEVER_VALID = "not valid: "  # begins the first flag of a record that no launch can make valid
 
 Answers = dict[str, list[dict[str, Any]]]  # of one arm: what is measured -> the device program's answers
 
@@ -93,7 +94,7 @@ def record_of(arm: Arm, answers: Answers, setting: Setting) -> Record:
         accuracy=None,
         env=_environment(setting.machine, compiled, runtime, scenario),
         telemetry=_medians(Telemetry, [launch.telemetry for launch in launches]),
-        validity=_validity(launches, flags, arm.injected_us),
+        validity=_validity(launches, flags, _never_valid(arm, setting.machine)),
         device=_device_summary(launches, scenario.batch, setting.out_dir),
         other_arena=from_json(Memory, other_arena[0]["memory"], "memory") if other_arena else None,
     )
@@ -103,12 +104,18 @@ def _launches(answers: Sequence[Mapping[str, Any]]) -> tuple[Launch, ...]:
     return tuple(from_json(Launch, answer, f"launch {answer['i']} of {answer['arm']}") for answer in answers)
 
 
-def _validity(launches: Sequence[Launch], flags: Sequence[str], injected_us: float | None) -> Validity:
+def _never_valid(arm: Arm, machine: Environment) -> str | None:
+    """Why no launch can make this record one to trust."""
+    if arm.injected_us is not None:
+        return f"slowed by {arm.injected_us:g} us a call on purpose"
+    if (real := machine.hard.get("emulated_on")) is not None:
+        return f"{machine.hard['arch']} emulated on {real}: function and accuracy hold, its times are those of no such machine"
+    return None
+
+
+def _validity(launches: Sequence[Launch], flags: Sequence[str], never: str | None) -> Validity:
     validity = validity_of(launches, flags)
-    if injected_us is None:
-        return validity
-    told = f"not valid: slowed by {injected_us:g} us a call on purpose"
-    return replace(validity, ok=False, flags=(told, *validity.flags))
+    return validity if never is None else replace(validity, ok=False, flags=(f"{NEVER_VALID}{never}", *validity.flags))
 
 
 def _beside(kind: str, disturbances: Sequence[Sequence[str]]) -> list[str]:

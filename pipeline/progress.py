@@ -57,7 +57,7 @@ class _QuietTask:
 
 
 class PlainProgress:
-    """Plain lines; one heartbeat thread speaks for the innermost running task when nothing else does."""
+    """Plain lines; one heartbeat thread speaks for the innermost running task, of each thread, when nothing else does."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -74,8 +74,10 @@ class PlainProgress:
     @contextmanager
     def task(self, label: str, total: int | None = None) -> Iterator[Task]:
         task = _PlainTask(label, total)
-        self._tasks.append(task)
-        if len(self._tasks) == 1:
+        with self._lock:
+            self._tasks.append(task)
+            is_first = len(self._tasks) == 1
+        if is_first:
             self._wake = threading.Event()
             threading.Thread(target=self._beat, args=(self._wake,), daemon=True).start()
         try:
@@ -90,14 +92,16 @@ class PlainProgress:
         while not ended.wait(0.1):
             now_s = time.monotonic()
             pause_s = HEARTBEAT_S if now_s - begun_s < IMPATIENT_FOR_S else PATIENT_HEARTBEAT_S
-            if now_s - self._last_line_s >= pause_s and self._tasks:
-                self.say(self._tasks[-1].line(now_s))
+            if now_s - self._last_line_s >= pause_s:
+                for task in {task.thread: task for task in list(self._tasks)}.values():
+                    self.say(task.line(now_s))
 
 
 class _PlainTask:
     def __init__(self, label: str, total: int | None) -> None:
         self.label, self.total, self.done, self.detail = label, total, 0, ""
         self.begun_s = time.monotonic()
+        self.thread = threading.get_ident()
 
     def advance(self, steps: int = 1, detail: str = "") -> None:
         self.done += steps
@@ -136,22 +140,28 @@ class TerminalProgress:
             transient=True,
         )
         self._open_tasks = 0
+        self._lock = threading.Lock()
 
     def say(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, label: str, total: int | None = None) -> Iterator[Task]:
-        if self._open_tasks == 0:
-            self._bars.start()
-        self._open_tasks += 1
+        self._count(1)
         task_id = self._bars.add_task(label, total=total, detail="")
         try:
             yield _BarTask(self._bars, task_id)
         finally:
             self._bars.remove_task(task_id)
-            self._open_tasks -= 1
-            if self._open_tasks == 0:
+            self._count(-1)
+
+    def _count(self, more: int) -> None:
+        """Show the display while any task of any thread is open."""
+        with self._lock:
+            before, self._open_tasks = self._open_tasks, self._open_tasks + more
+            if before == 0:
+                self._bars.start()
+            elif self._open_tasks == 0:
                 self._bars.stop()
 
 

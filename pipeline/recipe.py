@@ -170,7 +170,10 @@ class TargetConfig(Section):
     scheme: str | None = Field(
         None, description="what is trained, where not the target's own: portable is one graph for every runtime"
     )
-    device: str = Field("local", description="local, or kit for one that is not connected; later also ssh://user@host")
+    device: str = Field(
+        "local",
+        description="local, a name of devices.yaml, ssh://user@host[:port], or kit for one that is not connected",
+    )
     options: Arguments = Field(default_factory=dict)
     budget: BudgetConfig = BudgetConfig()
     min_int8_share: Fraction = Field(0.95, description="placement gate: share of MACs that must run in INT8")

@@ -1,20 +1,24 @@
 """The whole pipeline, read once, top to bottom: straight calls, and each finished stage is kept.
 
 data -> teacher -> student -> quantized -> exported -> scored -> compiled -> measured -> verdict -> bundle -> report
-A target whose device is not connected ends with a kit in place of what only the device can do.
+A target whose device is not connected ends with a kit in place of what only the device can do. What boards do stands in
+`deploy`, and runs on all of them at once.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.devices import Device, Local
+from benchmarks.devices import Device
+from benchmarks.inventory import KIT, LOCAL, open_device
 from benchmarks.pack import FIRST_RUN
-from pipeline.artifacts import Bundle, Kit, Measured, Report, TrainedModel, Verdict
+from pipeline.artifacts import Bundle, ExportedModel, Kit, Measured, PreparedData, Report, Scores, TrainedModel, Verdict
+from pipeline.fleet import Job, look_at_boards, on_devices
 from pipeline.how import How
 from pipeline.progress import Progress, Quiet
 from pipeline.recipe import Recipe, TargetConfig, load_recipe
@@ -30,7 +34,6 @@ STAGES = (
     *("data", "teacher", "distill", "quantize", "export", "score"),
     *("compile", "measure", "verdict", "bundle", "kit", "report"),
 )
-KIT = "kit"  # in place of a device: one that is not connected
 ERROR_OF_CODE = {error.exit_code: error for error in (GateError, BudgetError, TargetError, MeasurementError)}
 
 
@@ -42,6 +45,29 @@ class Finished:
     verdicts: Mapping[str, Verdict]
     bundles: Mapping[str, Bundle]
     kits: Mapping[str, Kit]
+    failures: Mapping[str, EdgestillError]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What one target's device is given: graphs, samples, and what the host knows of them."""
+
+    name: str
+    target: TargetConfig
+    data: PreparedData
+    int8: ExportedModel
+    floats: Mapping[str, ExportedModel]
+    trained: Mapping[str, TrainedModel]
+    scores: tuple[Scores, Scores]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployed:
+    """What came of one target; no bundle where something forbids it."""
+
+    measured: Measured
+    verdict: Verdict
+    bundle: Bundle | None
 
 
 def pipeline(recipe: Recipe, workspace: Workspace, how: How) -> Finished:
@@ -52,10 +78,8 @@ def pipeline(recipe: Recipe, workspace: Workspace, how: How) -> Finished:
     student = do.distill(data, do.train_assistants(data, teacher))
     floats = {role: do.export_float(role, model, data) for role, model in (("student", student), ("teacher", teacher))}
     quantized: dict[str, TrainedModel] = {}
-    measured: dict[str, Measured] = {}
-    verdicts: dict[str, Verdict] = {}
-    bundles: dict[str, Bundle] = {}
     kits: dict[str, Kit] = {}
+    jobs: list[Job[Deployed]] = []
     for scheme, targets in by_scheme(recipe.targets):  # targets that share a scheme share one quantized student
         quantized[scheme] = do.quantize(scheme, data, student)
         scores = do.score(scheme, data, teacher, student, quantized[scheme])
@@ -67,16 +91,37 @@ def pipeline(recipe: Recipe, workspace: Workspace, how: How) -> Finished:
             if target.device == KIT:
                 kits[name] = do.kit(name, target, int8, floats["student"], onnx_scores, data)
                 continue
-            device = device_of(target)
-            compiled = do.compile(name, target, int8, floats, device)
-            measured[name] = do.measure(name, compiled, data, device)
-            verdict = verdicts[name] = do.judge(
-                name, target, data, (teacher, student), (scores, onnx_scores), compiled, measured[name]
+            made = Made(
+                name=name,
+                target=target,
+                data=data,
+                int8=int8,
+                floats=floats,
+                trained=trained,
+                scores=(scores, onnx_scores),
             )
-            if verdict.info["exit"] is None:
-                bundles[name] = do.bundle(name, verdict, compiled, measured[name], data, trained)
+            jobs.append(Job(name, target.device, partial(deploy, do, made)))
+    deployed, failures = on_devices(jobs, how.progress)
+    if failures and not deployed and not kits:
+        raise next(iter(failures.values()))
+    measured = {name: one.measured for name, one in deployed.items()}
+    verdicts = {name: one.verdict for name, one in deployed.items()}
+    bundles = {name: one.bundle for name, one in deployed.items() if one.bundle is not None}
     report = do.report(data, teacher, student, quantized, verdicts, measured)
-    return Finished(report=report, verdicts=verdicts, bundles=bundles, kits=kits)
+    return Finished(report=report, verdicts=verdicts, bundles=bundles, kits=kits, failures=failures)
+
+
+def deploy(do: Steps, made: Made, device: Device, progress: Progress) -> Deployed:
+    """Compile and measure one target on its device, decide what ships, and bundle it."""
+    do = replace(do, how=replace(do.how, progress=progress))
+    compiled = do.compile(made.name, made.target, made.int8, made.floats, device)
+    measured = do.measure(made.name, compiled, made.data, device)
+    models = (made.trained["teacher"], made.trained["student"])
+    verdict = do.judge(made.name, made.target, made.data, models, made.scores, compiled, measured)
+    bundle = None
+    if verdict.info["exit"] is None:
+        bundle = do.bundle(made.name, verdict, compiled, measured, made.data, made.trained, device)
+    return Deployed(measured=measured, verdict=verdict, bundle=bundle)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +135,7 @@ class RunResult:
     bundles: Mapping[str, Path] = field(default_factory=dict)
     kits: Mapping[str, Path] = field(default_factory=dict)
     shipped: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, EdgestillError] = field(default_factory=dict)  # targets whose device could not do its part
     summary: Mapping[str, Any] | None = None
     stopped: str | None = None
     failure: EdgestillError | None = None
@@ -103,6 +149,7 @@ class RunResult:
             "bundles": {target: str(path) for target, path in self.bundles.items()},
             "kits": {target: str(path) for target, path in self.kits.items()},
             "shipped": dict(self.shipped),
+            "failed": {target: str(error) for target, error in self.failed.items()},
             "stopped": self.stopped,
             "error": str(self.failure) if self.failure else None,
             "exit_code": self.failure.exit_code if self.failure else 0,
@@ -116,6 +163,7 @@ class RunResult:
         built = f"{len(self.built)} stages built" if self.built else "nothing to do"
         lines = [*_aligned(headline_rows(self.summary)), "", verdict(self.summary)]
         lines += [f"{target}: {what}" for target, what in self.shipped.items()]
+        lines += [f"{target}: failed: {error}" for target, error in self.failed.items()]
         lines += [f"bundle  {path}" for path in self.bundles.values()]
         lines += [
             f"kit     {path}, not compiled or measured here; on the device: {FIRST_RUN}" for path in self.kits.values()
@@ -163,6 +211,8 @@ def run_recipe(
     begun_s = time.monotonic()
     with workspace.locked():
         write_json(workspace.dir / "recipe.json", recipe.model_dump(mode="json"))
+        if not dry_run:
+            look_at_boards(recipe.targets, workspace.dir, progress.say)
         try:
             done = pipeline(recipe, workspace, how)
         except Stopped as stop:
@@ -180,7 +230,8 @@ def run_recipe(
         kits=kits,
         shipped={name: f"{one.info['shipped']} ships: {one.info['why']}" for name, one in done.verdicts.items()},
         summary=done.report.summary,
-        failure=_first_failure(done.verdicts),
+        failed=done.failures,
+        failure=_first_failure(done.verdicts) or next(iter(done.failures.values()), None),
     )
 
 
@@ -204,7 +255,7 @@ def check_targets(targets: Sequence[TargetConfig]) -> None:
         if target.device == KIT:
             continue
         device = device_of(target)
-        if missing is not None:
+        if missing is not None and target.device == LOCAL:
             raise TargetError(
                 f"target '{target.name}' is not installed on {device.name}. Install it: {missing};\n"
                 f"or write a kit for a device that has it: device: {KIT}."
@@ -212,13 +263,11 @@ def check_targets(targets: Sequence[TargetConfig]) -> None:
 
 
 def device_of(target: TargetConfig) -> Device:
-    """The device that a target of the recipe names."""
-    if target.device != "local":
-        raise RecipeError(
-            f"target '{target.name}': device '{target.device}' is not known; this version drives this machine only. "
-            f"Set device: local, or {KIT} for a device that is not connected."
-        )
-    return Local()
+    """The device that a target of the recipe names; not connected yet."""
+    try:
+        return open_device(target.device)
+    except RecipeError as error:
+        raise RecipeError(f"target '{target.name}': {error}") from None
 
 
 def _aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:

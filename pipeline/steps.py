@@ -27,6 +27,7 @@ from pipeline.artifacts import (
     TrainedModel,
     Verdict,
 )
+from pipeline.fleet import facts_of
 from pipeline.how import How
 from pipeline.learning.own_code import PREFIX
 from pipeline.learning.sources import data_digest, factory, locate
@@ -172,7 +173,7 @@ class Steps:
         return self.workspace.build(
             partial(CompiledArms, name=name),
             f"compile-{name}",
-            {"target": target.name, "options": target.options, **_machine(device)},
+            {"target": target.name, "options": target.options, **self._machine(device)},
             [int8, *floats.values()],
             lambda out: stages.deploy.compile_arms(target, int8, floats, out, self.how, device),
             module="pipeline.stages.deploy",
@@ -183,7 +184,7 @@ class Steps:
         return self.workspace.build(
             Measured,
             f"measure-{name}",
-            {**self._key(config), **_machine(device)},
+            {**self._key(config), **self._machine(device)},
             [compiled, data],
             lambda out: stages.deploy.measure_target(config, compiled, data, out, self.how, device),
             module="pipeline.stages.deploy",
@@ -237,6 +238,7 @@ class Steps:
         measured: Measured,
         data: PreparedData,
         trained: Mapping[str, TrainedModel],
+        device: Device,
     ) -> Bundle:
         provenance = {
             "recipe": _plain(self.recipe),
@@ -249,7 +251,7 @@ class Steps:
             {"include_samples": self.how.include_samples, "provenance": provenance, **self._signed_by()},
             [verdict, compiled, measured, data],
             lambda out: stages.bundle.bundle_shipped(
-                verdict, compiled, measured, data, provenance, out, self.how, sign_key=self.how.sign_key
+                verdict, compiled, measured, data, provenance, out, self.how, device=device, sign_key=self.how.sign_key
             ),
             module="pipeline.stages.bundle",
         )
@@ -278,19 +280,16 @@ class Steps:
             module="pipeline.stages.report",
         )
 
+    def _machine(self, device: Device) -> dict[str, Any]:
+        """What is compiled and measured holds for one machine."""
+        return {"device": device.name, "machine": facts_of(device, self.workspace.dir)}
+
     def _key(self, config: BaseModel) -> dict[str, Any]:
         return {**_plain(config), "seed": self.recipe.seed}
 
 
 def _plain(config: BaseModel) -> dict[str, Any]:
     return config.model_dump(mode="json")
-
-
-def _machine(device: Device) -> dict[str, Any]:
-    """What is compiled and measured holds for one machine."""
-    from benchmarks.device.environment import environment
-
-    return {"device": device.name, "machine": environment().hard}
 
 
 def _own_digests(checkpoint: Path | None, *references: str | None) -> list[str]:

@@ -52,7 +52,9 @@ class Workbench:
         """Compile into `out_dir` and read where each layer runs. Raises TargetError in the runtime's own words."""
         argv = ["compile", "--target", self.target, "--options", json.dumps(dict(self.options))]
         argv += ["--exported", self.device.put(exported.directory), "--precision", precision]
-        run_program(self.device, self.program, [*argv, "--out", self.device.scratch(out_dir)])
+        there = self.device.scratch(out_dir)
+        run_program(self.device, self.program, [*argv, "--out", there])
+        self.device.get(there, out_dir)
         return self.placement(out_dir)
 
     def placement(self, compiled_dir: Path) -> Placement:

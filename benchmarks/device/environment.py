@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import resource
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,17 +20,24 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.device import jetson
 from benchmarks.device.disturbances import Window
 from benchmarks.device.record import HARNESS_VERSION, Environment, Telemetry
-from benchmarks.device.sampler import CPU, GPU, TEMPERATURE, Reading
+from benchmarks.device.sampler import CPU, GPU, TEMPERATURE, Reading, gpu_clocks
 
 ROOT = Path("/")
+ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 
 
 def environment(root: Path = ROOT) -> Environment:
     """The fingerprint of this machine; `root` is where /proc and /sys hang."""
     flags: list[str] = []
     hard, soft = hard_facts(root, flags), soft_facts(root, flags)
+    if (real := emulated_on(root)) is not None:
+        hard["emulated_on"] = real
+        flags.append(
+            f"emulated: {hard['arch']} on {real}, so its times, memory and energy are those of no such machine"
+        )
     return Environment(hard=hard, soft=soft, hard_sha256=fingerprint(hard), flags=tuple(flags))
 
 
@@ -54,7 +62,34 @@ def hard_facts(root: Path, flags: list[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "harness": HARNESS_VERSION,
+        **jetson.hard_facts(root, flags),
     }
+
+
+def emulated_on(root: Path = ROOT, *, executable: str = sys.executable) -> str | None:
+    """The architecture that really runs this program where another one only translates it (QEMU in user mode); else None.
+
+    An emulator shows a process its own program as /proc/self/exe, and is itself what the kernel runs as thread-self. A kernel
+    of another architecture also describes its CPU in other words.
+    """
+    seen, real = _elf_machine(Path(executable)), _elf_machine(root / "proc/thread-self/exe")
+    if seen is not None and real is not None and seen != real:
+        return real
+    fields = {line.partition(":")[0].strip() for line in (_text(root / "proc/cpuinfo", "", []) or "").splitlines()}
+    return "x86_64" if "vendor_id" in fields and platform.machine() in ("aarch64", "armv7l") else None
+
+
+def _elf_machine(path: Path) -> str | None:
+    """What an executable is for; None for what is no ELF file."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(20)
+    except OSError:
+        return None
+    if not header.startswith(b"\x7fELF") or len(header) < 20:
+        return None
+    machine = int.from_bytes(header[18:20], "little" if header[5] == 1 else "big")
+    return ELF_MACHINES.get(machine, f"ELF machine {machine}")
 
 
 def soft_facts(root: Path, flags: list[str]) -> dict[str, Any]:
@@ -95,6 +130,7 @@ class Snapshot:
     clk_mhz: float | None
     waited_s: float | None
     boottime_s: float | None  # goes on while the machine is suspended, as monotonic_s does not
+    over_currents: int | None = None  # of a Jetson: those that its clocks recover from at once
 
     def telemetry_since(self, before: Snapshot) -> Telemetry:
         wall_us = (self.monotonic_s - before.monotonic_s) * 1e6
@@ -106,6 +142,9 @@ class Snapshot:
             throttle_delta=None if throttled is None else round(throttled),
             psi_cpu=None if waited_us is None or wall_us <= 0 else min(100.0 * waited_us / wall_us, 100.0),
         )
+
+    def over_currents_since(self, before: Snapshot) -> int:
+        return int(_moved(before.over_currents, self.over_currents) or 0)
 
     def window_since(self, before: Snapshot, *, num_threads: int = 1, busy: bool = True) -> Window:
         """What the process used; `num_threads` and `busy` as in a Window."""
@@ -137,6 +176,7 @@ def snapshot(flags: list[str], root: Path = ROOT) -> Snapshot:
         clk_mhz=_clock_mhz(root, flags),
         waited_s=_waited_s(root / "proc/self/task", flags),
         boottime_s=time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else None,
+        over_currents=jetson.over_currents(root, jetson.PASSING),
     )
 
 
@@ -168,8 +208,9 @@ def locked_mhz(root: Path = ROOT) -> float | None:
 
 def locked_gpu_mhz(root: Path = ROOT) -> float | None:
     """The same of a Jetson's GPU."""
-    folders = sorted((root / "sys/class/devfreq").glob("*gpu*"))
-    limits = {_number(folder / f"{end}_freq", "gpu_clk_mhz", []) for folder in folders for end in ("min", "max")}
+    limits = {
+        _number(folder / f"{end}_freq", "gpu_clk_mhz", []) for folder in gpu_clocks(root) for end in ("min", "max")
+    }
     (hz,) = limits if len(limits) == 1 else (None,)
     return None if hz is None else hz / 1e6
 
@@ -197,6 +238,8 @@ def _psi_us(root: Path, flags: list[str]) -> int | None:
 def _throttled(root: Path, flags: list[str]) -> int | None:
     counters = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/*_throttle_count"))
     values = [value for path in counters if (value := _number(path, "throttle_delta", [])) is not None]
+    if (serious := jetson.over_currents(root, jetson.SERIOUS)) is not None:
+        values.append(serious)
     if not values:
         flags.append("throttle_delta: this machine shows no throttle counter")
     return sum(values) if values else None

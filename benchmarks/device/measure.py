@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.device import energy, gpu, memory
+from benchmarks.device import energy, gpu, jetson, memory
 from benchmarks.device.environment import temperature_c
 from benchmarks.device.evaluate import batch_of, evaluation_for, padded, pixels_of
 from benchmarks.device.overhead import loop_overhead, overhead_flags
@@ -172,8 +172,8 @@ def measure_launch(
         query = Slowed(query, round(injected_us * 1e3))
         flags.append(f"injected: a busy wait of {injected_us:g} us in every timed call, on purpose. Never ship on this")
     cool_down(start_temp_c, preset.cool_down_s, flags)
-    idle_w = energy.idle_watts(preset.idle_s, flags) if preset.idle_s else None
-    with Sampler(probes(ROOT), flags) as sampler:
+    idle_w = idle_watts(preset.idle_s, flags) if preset.idle_s else None
+    with Sampler([*probes(ROOT), *jetson.rail_probes(ROOT)], flags) as sampler:
         warmup_s, settled = warm_up(query, preset)
         if not settled:
             flags.append(f"warm-up: not settled within {preset.warmup_cap_s:g} s")
@@ -251,6 +251,11 @@ def cool_down(
             return
         sleep(1.0)
         waited_s += 1.0
+
+
+def idle_watts(seconds: float, flags: list[str]) -> float | None:
+    """By the meter that the machine has."""
+    return jetson.idle_watts(seconds) if jetson.rails() else energy.idle_watts(seconds, flags)
 
 
 def synthetic_batch(inputs: Iterable[TensorSpec], batch: int, seed: int) -> dict[str, Array]:

@@ -46,10 +46,16 @@ def probes(root: Path) -> list[Probe]:
     """What this machine shows: the clocks of the CPUs that may be used and of a Jetson's GPU, and its thermal zones."""
     cpus = [root / f"sys/devices/system/cpu/cpu{i}/cpufreq/scaling_cur_freq" for i in sorted(os.sched_getaffinity(0))]
     found = [Probe(CPU, path, 1e-3) for path in cpus]
-    found += [Probe(GPU, path, 1e-6) for path in sorted((root / "sys/class/devfreq").glob("*gpu*/cur_freq"))]
+    found += [Probe(GPU, folder / "cur_freq", 1e-6) for folder in gpu_clocks(root)]
     zones = sorted((root / "sys/class/thermal").glob("thermal_zone*/temp"))
     found += [Probe(TEMPERATURE, path, 1e-3) for path in zones]
     return [probe for probe in found if _number(probe.path) is not None]
+
+
+def gpu_clocks(root: Path) -> list[Path]:
+    """Folders of a Jetson's GPU clock; of Thor's several the one of its graphics cores, not that of its video engines."""
+    folders = sorted((root / "sys/class/devfreq").glob("*gpu*"))
+    return [folder for folder in folders if "gpc" in folder.name] or folders
 
 
 class Sampler:

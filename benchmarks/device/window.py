@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.device import energy
+from benchmarks.device import energy, jetson
 from benchmarks.device.disturbances import Window, disturbances_of, positive, slow_clock
 from benchmarks.device.environment import Snapshot, locked_gpu_mhz, snapshot, with_readings
 from benchmarks.device.overhead import closure_us
@@ -57,6 +57,7 @@ class Timed:
     closure_us: float
     telemetry: Telemetry
     rails: tuple[energy.Reading | None, energy.Reading | None]
+    readings: Sequence[Reading]
     disturbances: tuple[str, ...]
 
     @property
@@ -66,7 +67,10 @@ class Timed:
 
     def answer(self, idle_w: float | None, flags: list[str]) -> dict[str, Any]:
         """The fields of a record's launch that a window knows."""
-        used = energy.energy_of(
+        metered = jetson.sampled_energy(
+            self.readings, num_queries=len(self.good_ns), wall_s=self.wall_s, idle_w=idle_w, flags=flags
+        )
+        used = metered or energy.energy_of(
             *self.rails, num_queries=len(self.good_ns), wall_s=self.wall_s, idle_w=idle_w, flags=flags
         )
         return {
@@ -94,7 +98,8 @@ def time_window(
     look: Callable[[list[str]], Snapshot] = snapshot,
 ) -> Timed:
     """Time a window. Raises MeasurementError where the clock measured nothing above zero in it."""
-    rails_before, before = energy.read_rails(flags), look(flags)
+    rails_before = None if jetson.is_jetson() else energy.read_rails(flags)  # which has no RAPL, and no need to say so
+    before = look(flags)
     begin_ns = clock_ns()
     samples_ns = measure_latency_ns(
         query, min_s=length.min_s, min_queries=length.min_queries, max_s=length.max_s, clock_ns=clock_ns
@@ -108,6 +113,8 @@ def time_window(
             "Measure on a machine whose monotonic clock can be trusted."
         )
     readings = sampler.readings(before.monotonic_s, after.monotonic_s) if sampler is not None else []
+    if passing := after.over_currents_since(before):
+        flags.append(f"throttle: {passing} instantaneous over-currents (OC3) in the window; the supply may be too weak")
     telemetry = with_readings(after.telemetry_since(before), readings)
     counters = after.window_since(before, num_threads=worker.num_threads, busy=worker.busy)
     return Timed(
@@ -117,6 +124,7 @@ def time_window(
         closure_us=closure_us(samples_ns, wall_ns),
         telemetry=telemetry,
         rails=(rails_before, rails_after),
+        readings=readings,
         disturbances=(*disturbances_of(samples_ns, counters, telemetry), *_slow_clocks(readings, telemetry, worker)),
     )
 

@@ -228,3 +228,28 @@ def report(
 
     past = points_by_series(show_history(db=history).series) if history else None
     answer(hardware_report(paths, out, baseline=baseline, title=title, history=past), as_json)
+
+
+@app.command()
+def devices(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="of devices.yaml, or ssh://user@host; all of devices.yaml by default", metavar="[DEVICE]..."
+        ),
+    ] = None,
+    inventory: Annotated[Path, typer.Option(help="the file that names the boards")] = Path("devices.yaml"),
+    as_json: AsJson = False,
+) -> None:
+    """Look at the boards: reachable, system, runtimes, what is missing and the command that installs it."""
+    from benchmarks.doctor import check_devices
+
+    answer(check_devices(names or (), inventory=inventory), as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look at this machine: which targets it can measure, what is missing, what its records will not hold."""
+    from benchmarks.doctor import check_this_machine
+
+    answer(check_this_machine(), as_json)

@@ -7,10 +7,11 @@ inputs give the same bytes, but for the signature: ECDSA draws a number for each
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ from benchmarks.device.measure import synthetic_batch
 from benchmarks.device.preprocess import load_evaluation
 from benchmarks.device.signature import SIGNATURE
 from benchmarks.device.verify import MANIFEST, SEAL, check_files, seal_of
+from benchmarks.devices import Device, Local
 from benchmarks.pack import PROGRAM, pack_device_program
 from pipeline.artifacts import CompiledArms, Measured, PreparedData, Verdict
 from pipeline.how import How
 from pipeline.signing import sign
+from pipeline.workbench import Workbench
 from targets import make_target
 from targets.base import Array, Batch, CompiledModel, sha256_file, write_json
 from targets.errors import DataError, TargetError
@@ -36,6 +39,7 @@ from targets.errors import DataError, TargetError
 # steps of 1/255 add up over the layers; BF16 keeps 8 bits of mantissa.
 TOLERANCES = {"int8": 0.05, "bf16": 0.02, "fp16": 0.005, "fp32": 1e-4}
 GOLDEN_SEED = 0
+LOCAL = Local()
 # The folders of an absolute path, also in "images:/home/ann/cats", not those of a URL.
 FOLDERS = re.compile(r"(?<![\w./])/(?:[^/\n:]+/)+")
 PORTABLE = ("onnxruntime-cpu", "openvino-cpu", "executorch")  # whose compiled form is a graph, not code for a processor
@@ -52,9 +56,13 @@ def bundle_shipped(
     out_dir: Path,
     how: How,
     *,
+    device: Device = LOCAL,
     sign_key: Path | None = None,
 ) -> None:
-    """Bundle what the verdict ships; with `how.include_samples` the golden input is real, else synthetic and seeded."""
+    """Bundle what the verdict ships; with `how.include_samples` the golden input is real, else synthetic and seeded.
+
+    `device`: where the model was measured and answers the golden input, for an engine runs only where it was built.
+    """
     info = verdict.info
     compiled = CompiledModel.load(arms.dir / info["shipped_dir"])
     golden = None
@@ -73,8 +81,22 @@ def bundle_shipped(
         float_reason=info["float_reason"],
         golden_input=golden,
         include_samples=how.include_samples,
+        answer=None
+        if isinstance(device, Local)
+        else functools.partial(_answer_of, device, compiled, out_dir / PROGRAM),
         sign_key=sign_key,
     )
+
+
+def _answer_of(device: Device, compiled: CompiledModel, program: Path, batch: Batch) -> Batch:
+    bench = Workbench(
+        target=compiled.target,
+        options=compiled.options,
+        device=device,
+        program=device.put(program),
+        float_precisions=(),
+    )
+    return {name: arrays[0] for name, arrays in bench.answers(compiled.directory, [batch]).items()}
 
 
 def write_bundle(
@@ -89,14 +111,15 @@ def write_bundle(
     float_reason: str | None = None,
     golden_input: Batch | None = None,
     include_samples: bool = False,
+    answer: Callable[[Batch], Batch] | None = None,
     sign_key: Path | None = None,
 ) -> Path:
     """Write the bundle into `out_dir`, whole or not at all; returns it. `sign_key`: a private EC key to sign it with.
 
     `record` is a record of schema 1, `accuracy` has the metric with n and interval, `float_reason` says why a float model
     ships in place of INT8. The golden input is synthetic and seeded; a `golden_input` of real samples (one array an input,
-    batch first) is packed only with `include_samples`, and the manifest says so. The golden output is what this model
-    answers here, so the model must run on this machine. Raises TargetError where it answers with NaN or infinity.
+    batch first) is packed only with `include_samples`, and the manifest says so. The golden output is what `answer` gives,
+    or, without one, what the model answers on this machine. Raises TargetError where it answers with NaN or infinity.
     """
     if include_samples != (golden_input is not None):
         raise DataError(
@@ -105,7 +128,7 @@ def write_bundle(
         )
     partial = _fresh_directory(out_dir)
     _copy_model(compiled, partial / "model")
-    golden = _write_golden(partial / "golden", compiled, golden_input)
+    golden = _write_golden(partial / "golden", compiled, golden_input, answer)
     write_json(partial / "record.json", _canonical(record))
     shutil.copyfile(device_program, partial / PROGRAM)
     return _finish(
@@ -205,12 +228,15 @@ def _copy_model(compiled: CompiledModel, model_dir: Path) -> None:
         shutil.copyfile(compiled.directory / name, model_dir / name)
 
 
-def _write_golden(golden_dir: Path, compiled: CompiledModel, samples: Batch | None) -> dict[str, Any]:
+def _write_golden(
+    golden_dir: Path, compiled: CompiledModel, samples: Batch | None, answer: Callable[[Batch], Batch] | None
+) -> dict[str, Any]:
     """Run the model once and save what went in and came out; returns the manifest's section."""
     batch = batch_of(compiled.inputs, 1 if samples is None else len(next(iter(samples.values()))))
     inputs = synthetic_batch(compiled.inputs, batch, GOLDEN_SEED) if samples is None else samples
-    session = make_target(compiled.target, compiled.options).load(compiled, batch=batch)
-    outputs = session.run(inputs)
+    if answer is None:
+        answer = make_target(compiled.target, compiled.options).load(compiled, batch=batch).run
+    outputs = answer(inputs)
     golden_dir.mkdir()
     for name, output in outputs.items():
         if not np.isfinite(output).all():

@@ -78,6 +78,7 @@ def _compile_arm(
     try:
         exported = ["--exported", device.put(graph.dir), "--precision", precision]
         run_program(device, program, ["compile", *target, *exported, "--out", compiled])
+        device.get(compiled, out_dir / name)
         arm["placement"] = run_program(device, program, ["placement", "--compiled", compiled])
     except TargetError as error:
         if precision != "int8":
