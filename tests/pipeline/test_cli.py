@@ -172,7 +172,7 @@ def test_a_command_line_that_cannot_be_read_ends_with_2_in_one_line(
         (["--set", "targets.0.name=onnxruntime"], "Did you mean 'onnxruntime-cpu'?"),
         (["--set", "targets.0.name=tpu"], "Known: openvino-cpu, onnxruntime-cpu"),
         (["--set", "targets.0.options={threads: 2}"], "Did you mean 'num_threads'?"),
-        (["--set", "targets.0.device=orin"], "device 'orin' is not known"),
+        (["--set", "targets.0.device=orin"], "device 'orin': there is no devices.yaml"),
         (["--set", "data.source=digit"], "digit"),
         (["--set", "data.sauce=digits"], "did you mean 'source'?"),
         (["--set", "teacher.checkpoint=none.safetensors"], "checkpoint none.safetensors: there is no such file"),
