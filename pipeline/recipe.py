@@ -1,5 +1,5 @@
 """The recipe: everything that one run of the pipeline is told. What all trainings share stands in recipe_training.py, the
-section of distillation in recipe_distill.py; the rest, and how a file is read and refused, here.
+section of distillation in recipe_distill.py; how a file is read and refused in recipe_file.py; the rest here.
 
 Imports no torch, so that `edgestill recipe validate` answers at once. Unknown keys are refused with the nearest known
 one; values are checked here and nowhere else. Lengths are epochs, learning rates are per step, accuracies are fractions.
@@ -7,13 +7,12 @@ one; values are checked here and nowhere else. Lengths are epochs, learning rate
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.recipe_distill import (
     AssistantConfig,
@@ -30,6 +29,7 @@ from pipeline.recipe_distill import (
     TemperatureCurriculumConfig,
     WeightCurriculumConfig,
 )
+from pipeline.recipe_file import explain, read_sections
 from pipeline.recipe_training import Arguments, Count, Fraction, ModelConfig, Positive, Section, TrainConfig
 from pipeline.schemes import scheme_of
 from targets import make_target
@@ -233,18 +233,7 @@ class Recipe(Section):
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a YAML recipe, apply `a.b=c` overrides, check it. Raises RecipeError: what, why, what to do."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"{path} cannot be read: {_reason(error)}. Name a recipe, or write one: edgestill recipe init."
-        ) from None
-    try:
-        raw = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{path} is not YAML: {_first_line(error)}. Mend that line.") from None
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{path} holds {_kind(raw)}, not a recipe's sections. Begin with: edgestill recipe init.")
+    raw = read_sections(path, begin="Name a recipe, or write one: edgestill recipe init.")
     for override in overrides:
         _apply(raw, override)
     return parse_recipe(raw, str(path))
@@ -255,7 +244,7 @@ def parse_recipe(raw: Mapping[str, Any], origin: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(_explain(error, origin)) from None
+        raise RecipeError(explain(error, origin, Recipe, see="`edgestill recipe schema`")) from None
     except RecursionError:
         raise RecipeError(f"{origin} nests values in themselves. Write them out.") from None
     for target in recipe.targets:
@@ -268,18 +257,6 @@ def parse_recipe(raw: Mapping[str, Any], origin: str) -> Recipe:
 def recipe_schema() -> dict[str, Any]:
     """The recipe's JSON Schema."""
     return Recipe.model_json_schema()
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -313,49 +290,6 @@ def _step(node: Any, name: str, override: str) -> Any:
     if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
         return node[int(name)]
     raise RecipeError(f"--set {override}: '{name}' is not a section of the recipe. See: edgestill recipe schema.")
-
-
-def _explain(error: ValidationError, origin: str) -> str:
-    """The first fault in words, and how many more there are."""
-    faults = error.errors(include_url=False)
-    first = faults[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the recipe"
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-        advice = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}."
-        message = f"{origin}: unknown key '{where}'; {advice}"
-    elif first["type"] == "missing":
-        message = f"{origin}: '{where}' is missing. Add it; `edgestill recipe schema` describes it."
-    else:
-        given = "" if isinstance(first["input"], dict) else f"={str(first['input'])[:60]!r}"
-        reason = first["msg"].removeprefix("Value error, ")
-        message = f"{origin}: {where}{given}: {reason}."
-    more = len(faults) - 1
-    return message + (f" ({more} more fault{'s' if more > 1 else ''} in this recipe)" if more else "")
-
-
-def _known_keys(location: Sequence[int | str]) -> list[str]:
-    """The keys that the section at `location` knows."""
-    section: type[BaseModel] = Recipe
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = section.model_fields[part].annotation if part in section.model_fields else None
-        found = _section_in(annotation)
-        if found is None:
-            return []
-        section = found
-    return list(section.model_fields)
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in get_args(annotation):
-        if (found := _section_in(argument)) is not None:
-            return found
-    return None
 
 
 FIRST_RECIPE = """\
