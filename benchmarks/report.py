@@ -164,6 +164,7 @@ def _headline_table(headlines: Sequence[Row]) -> Table | None:
         HEADLINE,
         headlines,
         badges=lambda row: ("not valid",) if row["is_doubtful"] else (),
+        is_digest=True,
     )
 
 

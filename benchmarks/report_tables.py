@@ -242,10 +242,12 @@ def make_table(
     rows: Sequence[Row],
     badges: Callable[[Row], tuple[str, ...]] = lambda _row: (),
     plot: str | None = None,
+    is_digest: bool = False,
 ) -> Table | None:
     """A table of `rows`, or None without any. Columns that are null everywhere, without a reason, are left out.
 
     `plot` is the key of the column whose interval is drawn as well; `badges` are words set beside a row's heading.
+    `is_digest`: the rows stand in full in another table, so flags about what is not shown here are left to that one.
     """
     first, *others = columns
     shown = (first, *(column for column in others if any(_is_said(row, column.key) for row in rows)))
@@ -253,7 +255,7 @@ def make_table(
         return None
     notes: list[str] = []
     scale = _scale(rows, next((column for column in shown if column.key == plot), None))
-    cells = tuple(_cells(row, shown, badges(row), notes, scale) for row in rows)
+    cells = tuple(_cells(row, shown, badges(row), notes, scale, is_digest) for row in rows)
     return Table(caption, shown, cells, tuple(notes))
 
 
@@ -263,10 +265,11 @@ def _cells(
     badges: tuple[str, ...],
     notes: list[str],
     scale: Scale | None,
+    is_digest: bool,
 ) -> tuple[Cell, ...]:
     """Flags that explain a null stand at that cell; the others stand at the row's heading, so that none is lost."""
     explaining = {reason_of(row, column.key) for column in columns if row.get(column.key) is None}
-    general = [flag for flag in flags_of(row) if flag not in explaining]
+    general = [] if is_digest else [flag for flag in flags_of(row) if flag not in explaining]
     heading = Cell(
         name_of(row.get(columns[0].key)), badges=badges, notes=tuple(_number_of(flag, notes) for flag in general)
     )

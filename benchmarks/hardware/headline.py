@@ -68,7 +68,9 @@ def alerts_of(rows: Sequence[HardwareRow]) -> list[str]:
     if invalid:
         told.append(f"{invalid:,} of {counted(len(rows), 'row')} failed the validity checks and are marked. {QUIET}")
     if smoke:
-        told.append(f"{smoke:,} of {counted(len(rows), 'row')} are of preset smoke: a short look, no figures to quote.")
+        told.append(
+            f"{smoke:,} of {counted(len(rows), 'row')} measured in preset smoke: a short look, no figures to quote."
+        )
     return told
 
 

@@ -218,6 +218,17 @@ def test_null_is_a_dash_whose_reason_is_a_note(summary: Summary) -> None:
     assert re.search(r"\(\d\) p99: n too small \(401 of 662\)", markdown)
 
 
+def test_a_flag_about_what_the_headline_does_not_show_stands_with_the_measured_rows_only(summary: Summary) -> None:
+    shipped = summary["targets"][0]["rows"][-1]
+    shipped["flags"] = [*(shipped.get("flags") or ()), "gpu_mib: no GPU is here"]
+
+    tables = render(summary)[0].split("<table")
+
+    (headline,) = [table for table in tables if "What ships on each target" in table]
+    assert "gpu_mib" not in headline
+    assert any("gpu_mib: no GPU is here" in table for table in tables if "Measured on the device" in table)
+
+
 def test_smoke_run_is_marked_and_a_full_one_is_not(summary: Summary) -> None:
     marked = Page(render(summary)[0]).text()
     unmarked = Page(render(summary | {"marked": None})[0]).text()
