@@ -5,11 +5,12 @@ Not compressed: what compresses in a bundle is small, what is large does not, an
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from targets.errors import IntegrityError, TargetError
+from targets.errors import IntegrityError
 
 FOLDER = "bundle"  # what `tar xf` makes, so that nobody's folder is strewn with files
 EXECUTABLE = ".pyz"
@@ -30,21 +31,27 @@ def write_archive(directory: Path, names: Iterable[str], out_path: Path) -> Path
 
 def extract_archive(path: Path, out_dir: Path) -> Path:
     """Extract into the new folder `out_dir`/bundle and return it. Nothing is written where any member is no plain file
-    inside that folder: IntegrityError names it. Raises TargetError for a Python without extraction filters."""
-    if not hasattr(tarfile, "data_filter"):
-        raise TargetError(
-            f"{path} is not extracted: this Python has no filter for archives. "
-            "Update it (3.10.12, 3.11.4 or newer), or copy the bundle as a folder."
-        )
+    inside that folder: IntegrityError names it. Owners, and modes but for the program's, are the reader's own."""
     try:
         with tarfile.open(path, "r:") as archive:
-            members = list(_checked(path, archive))
-            archive.extractall(out_dir, members, filter="data")
+            for member in list(_checked(path, archive)):
+                _write(archive, member, out_dir / member.name)
     except (tarfile.TarError, EOFError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise IntegrityError(
             f"{path} is no whole tar archive: {error}. Copy it again from where it was written."
         ) from None
     return out_dir / FOLDER
+
+
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    """Not by `extractall`: its data filter, which does as much, is missing from Python 3.11.2, and so from Debian 12's boards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = archive.extractfile(member)
+    assert source is not None  # a plain file: checked
+    with path.open("xb") as file:
+        shutil.copyfileobj(source, file)
+    if member.name.endswith(EXECUTABLE):
+        path.chmod(0o755)
 
 
 def _checked(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
