@@ -50,6 +50,21 @@ class TrainedModel(Artifact):
     def weights_path(self) -> Path:
         return self.dir / "model.safetensors"
 
+    @property
+    def last_weights_path(self) -> Path:
+        """Stage `distill`, where it trained: the weights of the last epoch, those of `weights_path` being the best epoch's."""
+        return self.dir / "last.safetensors"
+
+
+@dataclass(frozen=True)
+class SoftLabels(Artifact):
+    """Stage `soft_labels`: a teacher's logits for each view of the train split (pipeline/learning/label_cache.py)."""
+
+    @cached_property
+    def info(self) -> Mapping[str, Any]:
+        info: Mapping[str, Any] = read_json(self.dir / "soft_labels.json")
+        return info
+
 
 @dataclass(frozen=True)
 class ExportedModel(Artifact):

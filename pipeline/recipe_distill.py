@@ -212,6 +212,15 @@ class TeacherCurriculumConfig(Section):
     full_at: AboveZero = Field(0.5, description="progress from which the finished teacher teaches")
 
 
+class CacheConfig(Section):
+    """How the teacher's logits are stored, a row a sample and a view (`pipeline/learning/label_cache.py`)."""
+
+    dtype: Literal["fp16", "fp32"] = Field("fp16", description="fp16: 2 bytes a logit, within 1/2048 of it")
+    top_k: Count | None = Field(
+        None, description="so many of the largest logits a sample, the rest spread evenly; null: all"
+    )
+
+
 class AssistantConfig(ModelConfig):
     """A teacher assistant (Mirzadeh et al., 2020): learns from the one before it by plain KD, teaches the next."""
 
@@ -243,10 +252,46 @@ class DistillConfig(ModelConfig):
         description="a sample that the teacher takes for another class: learnt like all; left out; its soft losses weighted by "
         "p_T(y) / max p_T; or its label alone",
     )
+    views: Count | None = Field(
+        None, description="so many augmented views, shown in turn, an epoch each; null: a fresh one every epoch"
+    )
+    teacher_forward: Literal["auto", "online", "cached"] = Field(
+        "auto",
+        description="online: the teacher is asked in every step; cached: once a view, by stage soft_labels; auto: cached where "
+        "views are fewer than epochs and a cache can serve",
+    )
+    cache: CacheConfig = CacheConfig()
     rounds: Count = Field(
         1, description="at most so many rounds; each begins with soft labels of the best model so far"
     )
     target_top1: Fraction | None = Field(None, description="validation top-1 at which no further round is begun")
+
+    @property
+    def uses_cache(self) -> bool:
+        """Whether the teacher's answers are read from a cache."""
+        return self.decided_teacher_forward[0] == "cached"
+
+    @property
+    def decided_teacher_forward(self) -> tuple[Literal["online", "cached"], str]:
+        """What `teacher_forward` comes to, and why."""
+        if self.teacher_forward != "auto":
+            return self.teacher_forward, "the recipe says so"
+        if self.train is None:
+            return "online", "nothing is trained"
+        if hindrance := self._uncacheable:
+            return "online", hindrance
+        if self.views is None:
+            return "online", "views: null, so no view is seen twice"
+        if self.views >= self.train.epochs:
+            return "online", f"{self.views} views for {self.train.epochs} epochs: none is seen twice"
+        return "cached", f"{self.views} views for {self.train.epochs} epochs: each is seen again"
+
+    @property
+    def num_views(self) -> int | None:
+        """How many views are shown in turn; None: a fresh one every epoch."""
+        if self.views is None and self.uses_cache and self.train is not None:
+            return self.train.epochs
+        return self.views
 
     @property
     def needs_validation(self) -> list[str]:
@@ -289,6 +334,14 @@ class DistillConfig(ModelConfig):
         return self
 
     @model_validator(mode="after")
+    def _cache_can_serve(self) -> DistillConfig:
+        if self.teacher_forward == "cached" and self.train is not None and (hindrance := self._uncacheable):
+            raise ValueError(f"teacher_forward: cached: {hindrance}. Set online or auto, or drop it")
+        if self.teacher_forward == "online" and self.cache != CacheConfig():
+            raise ValueError("cache says how answers are stored, and teacher_forward: online stores none: drop one")
+        return self
+
+    @model_validator(mode="after")
     def _axes_fit(self) -> DistillConfig:
         if self.losses is not None and self.rounds > 1 and any(one.name == "features" for one in self.losses):
             raise ValueError(
@@ -311,6 +364,17 @@ class DistillConfig(ModelConfig):
             if values and self.train is not None and len(values) != self.train.epochs:
                 raise ValueError(f"{axis} has {len(values)} values for {self.train.epochs} epochs: give one an epoch")
         return self
+
+    @property
+    def _uncacheable(self) -> str | None:
+        """Why a cache of logits cannot serve; None where it can."""
+        if self.losses is not None and any(one.name == "features" and one.weight > 0 for one in self.losses):
+            return "the loss features reads the teacher's layers, and a cache holds its logits"
+        if self.teacher_curriculum is not None:
+            return "teacher_curriculum changes the teacher on the way, and a cache holds the answers of one"
+        if not (self._asks_teacher or self.loss is not None or self.teacher_wrong == "drop"):
+            return "no loss asks the teacher"
+        return None
 
     @property
     def _asks_teacher(self) -> bool:
@@ -336,5 +400,5 @@ class DistillConfig(ModelConfig):
 
 _OF_A_TRAINING = (
     *("curriculum", "temperature_curriculum", "weight_curriculum", "teacher_curriculum"),
-    *("assistants", "rounds", "losses", "loss", "teacher_wrong"),
+    *("assistants", "rounds", "losses", "loss", "teacher_wrong", "views", "teacher_forward", "cache"),
 )

@@ -1,6 +1,6 @@
 """The whole pipeline, read once, top to bottom: straight calls, and each finished stage is kept.
 
-data -> teacher -> student -> quantized -> exported -> scored -> compiled -> measured -> verdict -> bundle -> report
+data -> teacher -> (soft labels ->) student -> quantized -> exported -> scored -> compiled -> measured -> verdict -> bundle -> report
 A target whose device is not connected ends with a kit in place of what only the device can do. What boards do stands in
 `deploy`, and runs on all of them at once.
 """
@@ -31,7 +31,7 @@ from targets.base import write_json
 from targets.errors import BudgetError, EdgestillError, GateError, MeasurementError, RecipeError, TargetError
 
 STAGES = (
-    *("data", "teacher", "distill", "quantize", "export", "score"),
+    *("data", "teacher", "assistant", "soft_labels", "distill", "quantize", "export", "score"),
     *("compile", "measure", "verdict", "bundle", "kit", "report"),
 )
 ERROR_OF_CODE = {error.exit_code: error for error in (GateError, BudgetError, TargetError, MeasurementError)}
@@ -75,7 +75,9 @@ def pipeline(recipe: Recipe, workspace: Workspace, how: How) -> Finished:
     do = Steps(recipe, workspace, how)
     data = do.prepare_data()
     teacher = do.train_teacher(data)
-    student = do.distill(data, do.train_assistants(data, teacher))
+    tutor = do.train_assistants(data, teacher)  # the teacher itself where the recipe has none
+    labels = do.soft_labels(data, tutor)  # None where the teacher is asked in every step
+    student = do.distill(data, tutor, labels)
     floats = {role: do.export_float(role, model, data) for role, model in (("student", student), ("teacher", teacher))}
     quantized: dict[str, TrainedModel] = {}
     kits: dict[str, Kit] = {}
@@ -193,8 +195,9 @@ def run_recipe(
     if isinstance(recipe, Path):
         recipe = load_recipe(recipe, overrides)
     for option, stage in (("--until", until), ("--force", force)):
-        if stage is not None and stage not in STAGES:
-            raise RecipeError(f"{option} {stage}: there is no such stage. Stages: {', '.join(STAGES)}.")
+        if stage is not None and stage not in stages_of(recipe):
+            reason = "this recipe has" if stage in STAGES else "there is"
+            raise RecipeError(f"{option} {stage}: {reason} no such stage. Stages: {', '.join(stages_of(recipe))}.")
     if sign_key is not None:
         signer_of(sign_key)  # a key that cannot be used is refused before anything is trained
     check_targets(recipe.targets)
@@ -233,6 +236,16 @@ def run_recipe(
         failed=done.failures,
         failure=_first_failure(done.verdicts) or next(iter(done.failures.values()), None),
     )
+
+
+def stages_of(recipe: Recipe) -> list[str]:
+    """The stages that a run of this recipe comes to."""
+    absent = {
+        "assistant": not recipe.distill.assistants,
+        "soft_labels": not recipe.distill.uses_cache,
+        "kit": not any(target.device == KIT for target in recipe.targets),
+    }
+    return [stage for stage in STAGES if not absent.get(stage)]
 
 
 def by_scheme(targets: Sequence[TargetConfig]) -> Iterator[tuple[str, list[tuple[str, TargetConfig]]]]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from benchmarks.devices import Device
 from pipeline import stages
 from pipeline.artifacts import (
+    Artifact,
     Bundle,
     CompiledArms,
     ExportedModel,
@@ -24,6 +25,7 @@ from pipeline.artifacts import (
     PreparedData,
     Report,
     Scores,
+    SoftLabels,
     TrainedModel,
     Verdict,
 )
@@ -89,21 +91,37 @@ class Steps:
         student = ModelConfig(model=self.recipe.distill.model, args=self.recipe.distill.args)
         return self.workspace.build(
             partial(TrainedModel, stage="distill"),
-            f"distill-assistant-{number}",
+            f"assistant-{number}",
             self._key(config),
             [data, tutor, *_own_digests(config.checkpoint, config.model)],
             lambda out: stages.distill.train_assistant(config, student, data, tutor, out, self.how),
             module="pipeline.stages.distill",
         )
 
-    def distill(self, data: PreparedData, teacher: TrainedModel) -> TrainedModel:
+    def soft_labels(self, data: PreparedData, tutor: TrainedModel) -> SoftLabels | None:
+        """None where the recipe asks the teacher online. What the student is like is no part of the key: students share them."""
         config = self.recipe.distill
+        if not config.uses_cache or config.train is None:
+            return None
+        precision = {"precision": config.train.precision, "channels_last": config.train.channels_last}
+        return self.workspace.build(
+            SoftLabels,
+            "soft_labels",
+            {**self._key(config.cache), "num_views": config.num_views, **precision},
+            [data, tutor],
+            lambda out: stages.soft_labels.cache_teacher(config, data, tutor, out, self.how),
+            module="pipeline.stages.soft_labels",
+        )
+
+    def distill(self, data: PreparedData, teacher: TrainedModel, labels: SoftLabels | None) -> TrainedModel:
+        config = self.recipe.distill
+        given: list[Artifact] = [data, teacher, *([labels] if labels is not None else [])]
         return self.workspace.build(
             partial(TrainedModel, stage="distill"),
             "distill",
             self._key(config),
-            [data, teacher, *_own_digests(config.checkpoint, config.model, config.loss)],
-            lambda out: stages.distill.distill(config, data, teacher, out, self.how),
+            [*given, *_own_digests(config.checkpoint, config.model, config.loss)],
+            lambda out: stages.distill.distill(config, data, teacher, out, self.how, labels),
             module="pipeline.stages.distill",
         )
 

@@ -20,7 +20,7 @@ def run(
     recipe: RecipePath,
     overrides: Overrides = None,
     until: Annotated[
-        str | None, typer.Option(help="stop after this stage: data, teacher, distill, quantize, export")
+        str | None, typer.Option(help="stop after this stage: data, teacher, soft_labels, distill, quantize, export")
     ] = None,
     force: Annotated[str | None, typer.Option(help="build this stage again though nothing changed")] = None,
     runs_dir: Annotated[Path, typer.Option("--runs", help="where finished stages are kept")] = Path("runs"),

@@ -3,13 +3,13 @@
 Reads what stage `data` wrote. Array sets live in memory as one uint8 tensor and are augmented a batch at a time; image files
 stream through DataLoader workers, so that memory does not grow with the data.
 
-Shapes: N batch, C channels, H height, W width. Randomness is a pure function of (seed, epoch), so that a killed run resumes
-bit for bit.
+Shapes: N batch, C channels, H height, W width. The order of an epoch is a pure function of (seed, epoch), so that a killed run
+resumes bit for bit; how a sample looks in it one of (view seed, sample), so that a view can be shown again (views.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,15 +18,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from benchmarks.device.preprocess import Evaluation, load_evaluation
 from pipeline.artifacts import PreparedData
 from pipeline.learning.image_stream import FileImages
+from pipeline.learning.views import View, mixed_seed
 from targets.base import preprocessing_from_json, read_json
 from targets.errors import DataError
 
 SPLITS = ("train", "validation", "calibration", "test")
+ORDER = 1  # drawn from beside (seed, epoch): an epoch's order must not go with its view, which is drawn from those two
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,25 @@ class Data:
     def num_validation(self) -> int:
         return len(self.splits["validation"])
 
-    def train_batches(self, *, epoch: int, seed: int, batch_size: int, shown: Tensor | None = None) -> Iterator[Batch]:
-        """Augmented, shuffled batches of one epoch. `shown`: positions within the train split to visit (None: all)."""
-        generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
+    def train_batches(
+        self, *, epoch: int, seed: int, batch_size: int, shown: Tensor | None = None, view_seed: int | None = None
+    ) -> Iterator[Batch]:
+        """Augmented, shuffled batches of one epoch. `shown`: positions within the train split to visit (None: all);
+        `view_seed`: the view to show (None: one that no other epoch shows)."""
+        generator = torch.Generator().manual_seed(mixed_seed(seed, epoch, ORDER))
         positions = torch.arange(self.num_train) if shown is None else shown.cpu()
         order = positions[torch.randperm(len(positions), generator=generator)]
         batches = [order[batch] for batch in batch_slices(len(order), batch_size)]
+        yield from self.view_batches(batches, mixed_seed(seed, epoch) if view_seed is None else view_seed)
+
+    def view_batches(self, batches: Sequence[Tensor], view_seed: int) -> Iterator[Batch]:
+        """These positions of the train split, batch by batch, as one view shows them."""
         train = self.splits["train"]
-        images = self.train_images.stream([train[batch] for batch in batches], self._view_seed(seed, epoch))
+        view = View.draw(self.augment, self.num_train, view_seed, self.device)
+        resized = view_seed if self.augment["resized_crop"] else None
+        images = self.train_images.stream([train[batch] for batch in batches], resized)
         for index_N, x_NCHW in zip(batches, images, strict=True):
-            x_NCHW = augmented(x_NCHW.to(self.device), self.augment, generator)
+            x_NCHW = view.of(x_NCHW.to(self.device), index_N.to(self.device))
             yield self._batch(x_NCHW, self.train_labels[train[index_N]], index_N)
 
     def num_train_batches(self, batch_size: int, num_shown: int | None = None) -> int:
@@ -144,18 +154,10 @@ class Data:
             index_N = torch.arange(start * batch_size, start * batch_size + len(x_NCHW))
             yield self._batch(torch.tensor(x_NCHW, device=self.device), self.test_labels[index_N], index_N)
 
-    def _view_seed(self, seed: int, epoch: int) -> int | None:
-        return mixed_seed(seed, epoch) if self.augment["resized_crop"] else None
-
     def _batch(self, x_NCHW: Tensor, labels_N: Tensor, index_N: Tensor) -> Batch:
         mean, std = (torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (self.mean, self.std))
         x_NCHW = x_NCHW.float().div_(255).sub_(mean).div_(std)
         return Batch(x_NCHW, labels_N.to(self.device), index_N.to(self.device))
-
-
-def mixed_seed(seed: int, epoch: int) -> int:
-    """One 64-bit seed from both, without the overlap that their sum would have."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
 
 
 def batch_slices(num_samples: int, batch_size: int) -> list[slice]:
@@ -164,44 +166,6 @@ def batch_slices(num_samples: int, batch_size: int) -> list[slice]:
     if batch_size > 1 and len(starts) > 1 and num_samples - starts[-1] == 1:
         del starts[-1]
     return [slice(start, stop) for start, stop in pairwise([*starts, num_samples])]
-
-
-def augmented(x_NCHW: Tensor, augment: Mapping[str, Any], generator: torch.Generator) -> Tensor:
-    """Random crop after zero padding, horizontal flip, random erasing, each drawn a sample, on a whole uint8 batch."""
-    if augment["crop"]:
-        x_NCHW = random_crop(x_NCHW, augment["crop"], generator)
-    if augment["flip"]:
-        flips_N = torch.rand(len(x_NCHW), generator=generator) < 0.5
-        x_NCHW = torch.where(flips_N.to(x_NCHW.device)[:, None, None, None], x_NCHW.flip(3), x_NCHW)
-    if augment["erase"]:
-        x_NCHW = random_erase(x_NCHW, augment["erase"], generator)
-    return x_NCHW
-
-
-def random_crop(x_NCHW: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Each image moved by -padding..padding pixels in both directions; zeros come in."""
-    height, width = x_NCHW.shape[2:]
-    windows = pad(x_NCHW, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # a view: no pixel is copied
-    offsets = torch.randint(0, 2 * padding + 1, (2, len(x_NCHW)), generator=generator).to(x_NCHW.device)
-    return windows[torch.arange(len(x_NCHW), device=x_NCHW.device), :, offsets[0], offsets[1]]
-
-
-def random_erase(x_NCHW: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """With `probability`, zero a rectangle of 1 pixel to half of each side: a quarter of the image at most."""
-    num_samples, _, height, width = x_NCHW.shape
-    draws = torch.rand(5, num_samples, generator=generator).to(x_NCHW.device)
-    inside_NH = _random_interval(height, draws[0], draws[1])
-    inside_NW = _random_interval(width, draws[2], draws[3])
-    erased_NHW = inside_NH[:, :, None] & inside_NW[:, None, :] & (draws[4] < probability)[:, None, None]
-    return x_NCHW.masked_fill(erased_NHW[:, None], 0)
-
-
-def _random_interval(size: int, length_draw_N: Tensor, start_draw_N: Tensor) -> Tensor:
-    """Bool (N, size), true on an interval of 1 to size // 2 pixels. The draws are uniform in [0, 1)."""
-    length_N = 1 + (length_draw_N * (size // 2)).long().clamp(max=max(size // 2 - 1, 0))
-    start_N = (start_draw_N * (size - length_N + 1)).long()
-    pixels = torch.arange(size, device=length_N.device)
-    return (pixels >= start_N[:, None]) & (pixels < (start_N + length_N)[:, None])
 
 
 def _open_parts(

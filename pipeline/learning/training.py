@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from pipeline.learning.checkpoint import FILE, read_checkpoint, save_checkpoint
 from pipeline.learning.data import Batch, Data
 from pipeline.learning.epochs import Epoch
 from pipeline.learning.epochs import Trained as Trained
+from pipeline.learning.label_cache import LabelCache
 from pipeline.learning.models import predict, save_weights
 from pipeline.learning.objective import FixedObjective, Objective, Shown, all_samples
 from pipeline.learning.objective import Loss as Loss
@@ -47,18 +48,23 @@ def train(
     progress: Progress,
     label: str,
     teacher: nn.Module | None = None,
+    labels: LabelCache | None = None,
+    view_seeds: Sequence[int] | None = None,
     shown: Shown = all_samples,
     keep_epochs: Collection[int] = (),
 ) -> Trained:
     """Train `model` in place and return the best and the last weights.
 
     loss takes logits (N, K) of the student and of the teacher (None without one) and class ids (N,), and returns a
-    scalar in nats; an Objective says itself what it shows. The weights after each of `keep_epochs` (from 1) are left in
-    checkpoint_dir, under `kept_weights`. Raises TrainingError when the loss is no number; the last good checkpoint stays.
+    scalar in nats; an Objective says itself what it shows. The teacher is asked in every step, or its answers are read from
+    `labels`, in place of it. Epochs show the views of `view_seeds` (those of `labels`) in turn; without any, each a fresh one.
+    The weights after each of `keep_epochs` (from 1) are left in checkpoint_dir, under `kept_weights`. Raises TrainingError when
+    the loss is no number; the last good checkpoint stays.
     """
     checkpoint_dir.mkdir(parents=True, exist_ok=True)
     objective = loss if isinstance(loss, Objective) else FixedObjective(loss, shown)
-    run = _begin(model, data, objective, config, seed, checkpoint_dir, teacher)
+    answers = _Teacher(teacher, labels, labels.view_seeds if labels is not None else view_seeds)
+    run = _begin(model, data, objective, config, seed, checkpoint_dir, answers)
     first_epoch = _resume(run, checkpoint_dir, progress)
     total = config.epochs
     with progress.task(label, total=total) as overall:
@@ -82,6 +88,33 @@ def kept_weights(checkpoint_dir: Path, epoch: int) -> Path:
     return checkpoint_dir / f"epoch-{epoch:04d}.safetensors"
 
 
+@dataclass(frozen=True)
+class _Teacher:
+    """Who answers what the teacher is asked: a module, its answers on disk, or nobody; and which views are shown in turn."""
+
+    module: nn.Module | None
+    labels: LabelCache | None
+    view_seeds: Sequence[int] | None
+
+    def view(self, epoch: int) -> int:
+        """The number of the view that an epoch (from 0) shows."""
+        return epoch % len(self.view_seeds) if self.view_seeds else epoch
+
+    def view_seed(self, epoch: int) -> int | None:
+        """None for a view of the epoch's own."""
+        return self.view_seeds[self.view(epoch)] if self.view_seeds else None
+
+    def logits(self, batch: Batch, epoch: int) -> Tensor | None:
+        """(N, K) float32 in the autocast that is on, without gradients; None where nobody answers."""
+        if self.labels is not None:
+            return self.labels.logits(self.view(epoch), batch.index_N)
+        if self.module is None:
+            return None
+        with torch.no_grad():
+            logits_NK: Tensor = self.module(batch.x_NCHW).float()
+        return logits_NK
+
+
 @dataclass
 class _Run:
     """A training between two epochs."""
@@ -89,7 +122,7 @@ class _Run:
     accelerator: Accelerator
     model: nn.Module  # the caller's own module
     forward: nn.Module  # the same, prepared: autocast, and DDP under `accelerate launch`
-    teacher: nn.Module | None
+    teacher: _Teacher
     optimizer: Any
     average: AveragedModel | None
     data: Data
@@ -127,17 +160,17 @@ def _begin(
     config: TrainConfig,
     seed: int,
     checkpoint_dir: Path,
-    teacher: nn.Module | None,
+    teacher: _Teacher,
 ) -> _Run:
     device = PartialState().device
     model.to(device)
     objective.to(device)
     if config.channels_last and survives_channels_last(model):
         model.to(memory_format=torch.channels_last)
-    if teacher is not None:
-        teacher.to(device).eval().requires_grad_(False)
+    if teacher.module is not None:
+        teacher.module.to(device).eval().requires_grad_(False)
         if config.channels_last:
-            teacher.to(memory_format=torch.channels_last)
+            teacher.module.to(memory_format=torch.channels_last)
     precision = _decide_precision(model, teacher, data, objective, config, seed, checkpoint_dir)
     # The state of accelerate is one a process: bf16 is declared once, and each training switches autocast on or off.
     accelerator = Accelerator(
@@ -158,12 +191,18 @@ def _train_epoch(run: _Run, epoch: int, visited: Tensor | None, progress: Progre
     run.model.train()
     num_batches = run.data.num_train_batches(run.config.batch_size, None if visited is None else len(visited))
     loss_sum, num_right, num_seen = 0.0, 0, 0
-    batches = run.data.train_batches(epoch=epoch, seed=run.seed, batch_size=run.config.batch_size, shown=visited)
+    batches = run.data.train_batches(
+        epoch=epoch,
+        seed=run.seed,
+        batch_size=run.config.batch_size,
+        shown=visited,
+        view_seed=run.teacher.view_seed(epoch),
+    )
     with progress.task(f"{label} epoch {epoch + 1}/{run.config.epochs}", total=num_batches) as task:
         for step, batch in enumerate(batches):
             rate = learning_rate(run.config, epoch + step / num_batches)
             run.objective.begin_step(epoch + step / num_batches)
-            loss, right = _train_step(run, batch, rate)
+            loss, right = _train_step(run, batch, epoch, rate)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"{label}: the loss is {loss} in epoch {epoch + 1}, step {step + 1} (learning rate {rate:.2g}). "
@@ -190,15 +229,13 @@ def _train_epoch(run: _Run, epoch: int, visited: Tensor | None, progress: Progre
     )
 
 
-def _train_step(run: _Run, batch: Batch, rate: float) -> tuple[float, int]:
+def _train_step(run: _Run, batch: Batch, epoch: int, rate: float) -> tuple[float, int]:
     """One step; returns the loss in nats and how many of the batch were classified right."""
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     student_NK = run.forward(batch.x_NCHW).float()
-    teacher_NK = None
-    if run.teacher is not None:
-        with torch.no_grad(), run.accelerator.autocast():
-            teacher_NK = run.teacher(batch.x_NCHW).float()
+    with run.accelerator.autocast():
+        teacher_NK = run.teacher.logits(batch, epoch)
     loss: Tensor = run.objective(student_NK, teacher_NK, batch.labels_N)
     run.optimizer.zero_grad()
     run.accelerator.backward(loss)
@@ -281,7 +318,7 @@ def _restore(run: _Run, state: Mapping[str, Any]) -> None:
 
 def _decide_precision(
     model: nn.Module,
-    teacher: nn.Module | None,
+    teacher: _Teacher,
     data: Data,
     objective: Objective,
     config: TrainConfig,
@@ -294,7 +331,9 @@ def _decide_precision(
     decided_path = checkpoint_dir / "decided.json"
     if (decided := _decided(decided_path)) is not None:
         return decided
-    batch = next(iter(data.train_batches(epoch=0, seed=seed, batch_size=config.batch_size)))
+    batch = next(
+        iter(data.train_batches(epoch=0, seed=seed, batch_size=config.batch_size, view_seed=teacher.view_seed(0)))
+    )
     seconds = {p: _step_seconds(model, teacher, batch, objective, bf16=p == "bf16") for p in ("fp32", "bf16")}
     precision = min(seconds, key=seconds.__getitem__)
     write_json(decided_path, {"precision": precision, "step_seconds": seconds})
@@ -310,9 +349,7 @@ def _decided(path: Path) -> str | None:
     return str(precision) if precision in ("fp32", "bf16") else None
 
 
-def _step_seconds(
-    model: nn.Module, teacher: nn.Module | None, batch: Batch, objective: Objective, *, bf16: bool
-) -> float:
+def _step_seconds(model: nn.Module, teacher: _Teacher, batch: Batch, objective: Objective, *, bf16: bool) -> float:
     """Median of a few steps on a copy, so that the measurement leaves no trace in the weights."""
     trial = copy.deepcopy(model).train()
     seconds = []
@@ -321,8 +358,7 @@ def _step_seconds(
         objective.begin_step(0.0)
         with torch.autocast(batch.x_NCHW.device.type, torch.bfloat16, enabled=bf16):
             student_NK = trial(batch.x_NCHW)
-            with torch.no_grad():
-                teacher_NK = None if teacher is None else teacher(batch.x_NCHW).float()
+            teacher_NK = teacher.logits(batch, 0)
         objective(student_NK.float(), teacher_NK, batch.labels_N).backward()
         seconds.append(time.perf_counter() - begun_s)
     return sorted(seconds[2:])[1]

@@ -7,9 +7,35 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.stages import bundle, data, deploy, distill, export, kit, quantize, report, score, teacher, verdict
+    from pipeline.stages import (
+        bundle,
+        data,
+        deploy,
+        distill,
+        export,
+        kit,
+        quantize,
+        report,
+        score,
+        soft_labels,
+        teacher,
+        verdict,
+    )
 
-__all__ = ["bundle", "data", "deploy", "distill", "export", "kit", "quantize", "report", "score", "teacher", "verdict"]
+__all__ = [
+    "bundle",
+    "data",
+    "deploy",
+    "distill",
+    "export",
+    "kit",
+    "quantize",
+    "report",
+    "score",
+    "soft_labels",
+    "teacher",
+    "verdict",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

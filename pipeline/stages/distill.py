@@ -2,14 +2,18 @@
 
 Progressive rounds: soft labels, train, evaluate; where the validation target is met, stop; else the soft labels of the
 next round come from the best model so far (the teacher, as long as no student beats it), and the student goes on.
+Where the recipe's teacher_forward comes to `cached`, the teacher's soft labels are those of stage soft_labels; a round that learns
+from a student keeps that student's beside the checkpoints, and they are gone with them.
 A student that was trained elsewhere (`train: null`) is taken as it is. An assistant is a student too: of the teacher, or of the
 assistant before it, by plain KD.
-Reads the data and the teacher. Writes model.safetensors and distill.json (rounds, training curves, pacing).
+Reads the data, the teacher and its soft labels. Writes model.safetensors (the best epoch on validation), last.safetensors (the last
+one, which is what an ablation judges) and distill.json (rounds, training curves, pacing).
 """
 # Shapes: N samples, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +21,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.artifacts import PreparedData, TrainedModel
+from pipeline.artifacts import PreparedData, SoftLabels, TrainedModel
 from pipeline.how import How
 from pipeline.learning.curriculum import SampleCurriculum
 from pipeline.learning.data import Data
 from pipeline.learning.distillation import Distillation, asks_teacher, losses_of
+from pipeline.learning.label_cache import LabelCache
 from pipeline.learning.losses.features import FeatureLoss
-from pipeline.learning.models import count_parameters
+from pipeline.learning.models import count_parameters, save_weights
 from pipeline.learning.own_code import own_factory
-from pipeline.learning.soft_labels import soft_labels, validation_top1
+from pipeline.learning.soft_labels import cache_soft_labels, labels_of, soft_labels, validation_top1
 from pipeline.learning.teachers import TeacherTrajectory
 from pipeline.learning.trained import load_trained, new_model, open_data, save_trained
-from pipeline.learning.training import train
+from pipeline.learning.training import Trained, train
+from pipeline.learning.views import view_seeds
 from pipeline.mistakes import where_teacher_errs
-from pipeline.recipe import AssistantConfig, DistillConfig, FeaturesConfig, ModelConfig
+from pipeline.recipe import AssistantConfig, DistillConfig, FeaturesConfig, ModelConfig, TrainConfig
 from pipeline.workspace import CHECKPOINT_DIR
 from targets.errors import RecipeError
 
@@ -50,9 +56,21 @@ def train_assistant(
     distill(DistillConfig(**config.model_dump()), prepared, tutor, out_dir, how)
 
 
-def distill(config: DistillConfig, prepared: PreparedData, teacher: TrainedModel, out_dir: Path, how: How) -> None:
+def distill(
+    config: DistillConfig,
+    prepared: PreparedData,
+    teacher: TrainedModel,
+    out_dir: Path,
+    how: How,
+    labels: SoftLabels | None = None,
+    *,
+    seed: int | None = None,
+) -> None:
+    """labels: this teacher's; where a cache is asked for and none is given, its own is made. seed: the student's, the recipe's where
+    it is None; stored views come from the recipe's in either case, so that students of several seeds share them."""
     data = open_data(prepared)
-    torch.manual_seed(how.seed)
+    seed = how.seed if seed is None else seed
+    torch.manual_seed(seed)
     student = new_model(config, data, allow_code=how.allow_code, offline=how.offline)
     if config.train is None:  # as it was given
         score = validation_top1(student, data)
@@ -60,99 +78,180 @@ def distill(config: DistillConfig, prepared: PreparedData, teacher: TrainedModel
         return
     if teacher.stage == "distill":
         _refuse_smaller(teacher.info["model"], teacher.info["parameters"], config.model, count_parameters(student))
-    best, best_name = load_trained(teacher, data, allow_code=how.allow_code), TEACHER
-    best_top1 = validation_top1(best, data)
-    rounds: list[dict[str, Any]] = []
-    for number in range(1, config.rounds + 1):
-        tutor = _Tutor(best, best_name, best_top1, teacher)
-        trained = _round(config, data, student, tutor, number, out_dir, how)
-        student_top1 = validation_top1(student, data)
-        rounds.append(
-            {
-                "round": number,
-                "soft_labels_from": best_name,
-                "validation_top1": student_top1,
-                "teacher_wrong": _where_teacher_wrong(config, best, student, data),
-                **trained,
-            }
-        )
-        if student_top1 is None or best_top1 is None:
-            break
-        if config.target_top1 is not None and student_top1 >= config.target_top1:
-            how.progress.say(f"distill: {student_top1:.2%} on validation meets the target of {config.target_top1:.2%}")
-            break
-        if student_top1 > best_top1:
-            best = _frozen_copy(student, config, data, how.allow_code)
-            best_name, best_top1 = f"student of round {number}", student_top1
-    score = rounds[-1]["validation_top1"]
-    save_trained(student, config, data, out_dir, "distill", top1_validation=score, rounds=rounds)
+    views = None if config.num_views is None else view_seeds(how.seed, config.num_views)
+    job = _Job(config, config.train, prepared, data, teacher, labels, out_dir, how, seed, views)
+    rounds, last = _rounds(job, student)
+    used, why = config.decided_teacher_forward
+    save_trained(
+        student,
+        config,
+        data,
+        out_dir,
+        "distill",
+        top1_validation=rounds[-1]["validation_top1"],
+        rounds=rounds,
+        weights=_weights(rounds[-1], data),
+        teacher_forward={"asked": config.teacher_forward, "used": used, "why": why},
+    )
+    student.load_state_dict(last.last)
+    save_weights(student, out_dir / "last.safetensors")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all rounds share. `seed` is the student's own, `view_seeds` are None where every epoch has a view of its own."""
+
+    config: DistillConfig
+    training: TrainConfig
+    prepared: PreparedData
+    data: Data
+    teacher: TrainedModel
+    labels: SoftLabels | None
+    out_dir: Path
+    how: How
+    seed: int
+    view_seeds: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
 class _Tutor:
-    """Who gives the soft labels of a round, and the teacher's own files."""
+    """Who gives the soft labels of a round."""
 
     model: nn.Module
     name: str
     top1: float | None
-    teacher: TrainedModel
 
 
-def _round(
-    config: DistillConfig, data: Data, student: nn.Module, tutor: _Tutor, number: int, out_dir: Path, how: How
-) -> dict[str, Any]:
+def _rounds(job: _Job, student: nn.Module) -> tuple[list[dict[str, Any]], Trained]:
+    """Train the student in place, round after round; returns what each has to say, and the end of the last training."""
+    config, data = job.config, job.data
+    model = load_trained(job.teacher, data, allow_code=job.how.allow_code)
+    tutor = _Tutor(model, TEACHER, validation_top1(model, data))
+    rounds: list[dict[str, Any]] = []
+    for number in range(1, config.rounds + 1):
+        trained, told = _round(job, student, tutor, number)
+        student_top1 = validation_top1(student, data)
+        rounds.append(
+            {
+                "round": number,
+                "soft_labels_from": tutor.name,
+                "validation_top1": student_top1,
+                "teacher_wrong": _where_teacher_wrong(config, tutor.model, student, data),
+                **told,
+            }
+        )
+        if student_top1 is None or tutor.top1 is None:
+            break
+        if config.target_top1 is not None and student_top1 >= config.target_top1:
+            met = f"{student_top1:.2%} on validation meets the target of {config.target_top1:.2%}"
+            job.how.progress.say(f"distill: {met}")
+            break
+        if student_top1 > tutor.top1:
+            best = _frozen_copy(student, config, data, job.how.allow_code)
+            tutor = _Tutor(best, f"student of round {number}", student_top1)
+    return rounds, trained
+
+
+def _round(job: _Job, student: nn.Module, tutor: _Tutor, number: int) -> tuple[Trained, dict[str, Any]]:
     """Train the student in place; returns the curve, and the pacing as a recipe takes it for a blind replay."""
-    assert config.train is not None  # distill takes such a student as it is
-    objective = _objective(config, data, student.to(data.device), tutor, how)
+    cache = _cache(job, tutor)
+    if (warning := few_views(job.training.epochs, job.view_seeds, cache)) is not None and number == 1:
+        job.how.progress.say(f"distill: {warning}")
+    objective = _objective(job, student.to(job.data.device), tutor)
     try:
         trained = train(
             student,
-            data,
+            job.data,
             objective,
-            config.train,
-            seed=how.seed + 1000 * number,
-            checkpoint_dir=out_dir / CHECKPOINT_DIR / f"round-{number}",
-            progress=how.progress,
-            label="distill" if config.rounds == 1 else f"distill round {number}",
-            teacher=tutor.model if asks_teacher(config) else None,
+            job.training,
+            seed=job.seed + 1000 * number,
+            checkpoint_dir=job.out_dir / CHECKPOINT_DIR / f"round-{number}",
+            progress=job.how.progress,
+            label="distill" if job.config.rounds == 1 else f"distill round {number}",
+            teacher=tutor.model if cache is None and asks_teacher(job.config) else None,
+            labels=cache,
+            view_seeds=job.view_seeds,
         )
     finally:
         objective.close()
-    summary = trained.summary()
-    if config.curriculum is not None:
-        summary["pacing_log"] = [epoch["shown_fraction"] for epoch in summary["epochs"]]
-    return summary
+    told = {**trained.summary(), "soft_labels": None if cache is None else _facts(cache), "warning": warning}
+    if job.config.curriculum is not None:
+        told["pacing_log"] = [epoch["shown_fraction"] for epoch in told["epochs"]]
+    return trained, told
 
 
-def _objective(config: DistillConfig, data: Data, student: nn.Module, tutor: _Tutor, how: How) -> Distillation:
-    assert config.train is not None  # distill takes such a student as it is
+def _cache(job: _Job, tutor: _Tutor) -> LabelCache | None:
+    """The tutor's soft labels; None where the tutor is asked in every step. A round that is gone on with finds them as it left them."""
+    if not job.config.uses_cache or job.view_seeds is None:
+        return None
+    stored = job.config.cache
+    of = labels_of(tutor.model, job.data, job.prepared.digest, job.view_seeds, dtype=stored.dtype, top_k=stored.top_k)
+    if tutor.name == TEACHER and job.labels is not None:
+        return LabelCache.open(job.labels.dir, of, job.data.device)
+    directory = job.out_dir / CHECKPOINT_DIR / f"soft-labels-{of.teacher[:8]}"
+    return cache_soft_labels(tutor.model, job.data, of, directory, job.training, job.how.progress)
+
+
+def few_views(num_epochs: int, view_seeds: tuple[int, ...] | None, cache: LabelCache | None) -> str | None:
+    """A warning where views are shown more than once: how often, and what it saves. What it costs depends on the
+    data, so no figure stands here."""
+    if view_seeds is None or len(view_seeds) >= num_epochs:
+        return None
+    num_views = len(view_seeds)
+    num_saved = num_epochs - num_views
+    often = f"{num_views} view{'s' if num_views > 1 else ''} for {num_epochs} epochs: each is shown {num_epochs / num_views:.3g} times"
+    costs = "Images that differ less may cost accuracy: distill.views"
+    if cache is None:
+        return f"{often}, and no time is saved by it, as no cache is read. {costs}"
+    passes = f"{num_saved} pass{'es' if num_saved > 1 else ''} over the data"
+    return f"{often}, which saves the teacher {passes} (about {num_saved * cache.seconds_a_view:.0f} s). {costs}"
+
+
+def _facts(cache: LabelCache) -> dict[str, Any]:
+    """How they are stored, what they were computed in, and what a view took the teacher."""
+    stored = {"dtype": cache.of.dtype, "top_k": cache.of.top_k, "num_views": len(cache.view_seeds)}
+    return {**stored, "precision": cache.info["precision"], "seconds_a_view": cache.seconds_a_view}
+
+
+def _weights(last_round: Mapping[str, Any], data: Data) -> dict[str, Any]:
+    """Which epoch each file of weights holds."""
+    number, best = last_round["round"], last_round["best_epoch"]
+    chosen_by = "validation top-1" if data.num_validation else "nothing: there is no validation split"
+    return {
+        "model.safetensors": {"round": number, "epoch": best, "chosen_by": chosen_by},
+        "last.safetensors": {"round": number, "epoch": len(last_round["epochs"]), "chosen_by": "the last epoch"},
+    }
+
+
+def _objective(job: _Job, student: nn.Module, tutor: _Tutor) -> Distillation:
+    config = job.config
     samples = None
     if config.curriculum is not None:
-        samples = SampleCurriculum(config.curriculum, data, tutor.model, seed=how.seed)
+        samples = SampleCurriculum(config.curriculum, job.data, tutor.model, seed=job.seed)
     own = None
     if config.loss is not None:
-        own = own_factory(config.loss, "distill.loss", allow_code=how.allow_code)()
+        own = own_factory(config.loss, "distill.loss", allow_code=job.how.allow_code)()
     return Distillation(
         config,
-        config.train,
+        job.training,
         samples=samples,
-        trajectory=_trajectory(config, tutor, how.seed),
-        features=_features(config, data, student, tutor.model),
+        trajectory=_trajectory(job, tutor),
+        features=_features(config, job.data, student, tutor.model),
         teacher_top1=tutor.top1,
         own=own,
     )
 
 
-def _trajectory(config: DistillConfig, tutor: _Tutor, seed: int) -> TeacherTrajectory | None:
+def _trajectory(job: _Job, tutor: _Tutor) -> TeacherTrajectory | None:
     """The teacher's own way; None where the recipe asks for none, or a student of an earlier round teaches."""
-    if config.teacher_curriculum is None or tutor.name != TEACHER:
+    if job.config.teacher_curriculum is None or tutor.name != TEACHER:
         return None
-    kept = [tutor.teacher.dir / one["file"] for one in tutor.teacher.info.get("trajectory", ())]
+    kept = [job.teacher.dir / one["file"] for one in job.teacher.info.get("trajectory", ())]
     if not kept:
         raise RecipeError(
             "distill.teacher_curriculum: this teacher kept no checkpoints of its way. Set teacher.keep_checkpoints and train it."
         )
-    return TeacherTrajectory(config.teacher_curriculum, tutor.model, (*kept, tutor.teacher.weights_path), seed)
+    return TeacherTrajectory(job.config.teacher_curriculum, tutor.model, (*kept, job.teacher.weights_path), job.seed)
 
 
 def _features(config: DistillConfig, data: Data, student: nn.Module, teacher: nn.Module) -> list[FeatureLoss]:
@@ -197,4 +296,4 @@ def _frozen_copy(student: nn.Module, config: DistillConfig, data: Data, allow_co
     """The student as it stands, to teach the next round while the student itself goes on."""
     copy = new_model(_architecture(config), data, allow_code=allow_code, offline=True)
     copy.load_state_dict(student.state_dict())
-    return copy.eval()
+    return copy.to(data.device).eval()

@@ -137,6 +137,8 @@ def _quantized(scheme: str, model: TrainedModel) -> dict[str, Any]:
 def _curve(stage: str, training: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
     controls = [{key: control[key] for key in ("name", "top1_validation")} for control in info.get("controls", [])]
     notes = [f"trained in {training['precision']}"]
+    if training.get("warning"):
+        notes.append(training["warning"])
     if "kernels" in info:
         notes.append(f"fake-quantize kernels: {info['kernels']}; the rung that ships: {info['shipped_rung']}")
     return {

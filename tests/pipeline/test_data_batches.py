@@ -5,25 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.artifacts import PreparedData
-from pipeline.learning.data import Batch, Data, batch_slices, random_crop, random_erase
+from pipeline.learning.data import Batch, Data, batch_slices
 from pipeline.recipe import AugmentConfig, DataConfig
 from pipeline.stages.data import prepare_data
 from targets.errors import DataError
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def coordinates(num_samples: int, height: int = 6, width: int = 5) -> torch.Tensor:
-    """Images whose pixels all differ and are never 0."""
-    pixels = 1 + torch.arange(height * width, dtype=torch.uint8).view(1, 1, height, width)
-    return pixels.expand(num_samples, 3, -1, -1).contiguous()
 
 
 @pytest.fixture(scope="module")
@@ -139,50 +129,6 @@ def test_calibration_samples_are_training_samples_and_validation_samples_are_not
 def test_a_split_that_does_not_exist_is_refused(arrays: Data) -> None:
     with pytest.raises(DataError, match="calibration"):
         list(arrays.plain_batches("holdout"))
-
-
-def test_each_image_is_cropped_at_its_own_offset_with_zeros_from_outside() -> None:
-    x_NCHW = coordinates(200)
-
-    cropped = random_crop(x_NCHW, 2, seeded())
-
-    padded = torch.nn.functional.pad(x_NCHW[0], (2, 2, 2, 2))
-    windows = {(dy, dx): padded[:, dy : dy + 6, dx : dx + 5] for dy in range(5) for dx in range(5)}
-    found = [next(offset for offset, window in windows.items() if torch.equal(window, image)) for image in cropped]
-    assert set(found) == set(windows)
-
-
-def test_flips_mirror_about_half_of_the_images(arrays: Data) -> None:
-    from pipeline.learning.data import augmented
-
-    x_NCHW = coordinates(400)
-
-    flipped = augmented(x_NCHW, {"crop": 0, "flip": True, "erase": 0.0}, seeded())
-
-    mirrored = [torch.equal(image, x_NCHW[0].flip(2)) for image in flipped]
-    assert all(
-        torch.equal(image, x_NCHW[0]) for image, is_mirrored in zip(flipped, mirrored, strict=True) if not is_mirrored
-    )
-    assert 150 < sum(mirrored) < 250
-
-
-@given(height=st.integers(2, 12), width=st.integers(2, 12), seed=st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
-def test_erasing_zeroes_one_rectangle_of_at_most_a_quarter(height: int, width: int, seed: int) -> None:
-    x_NCHW = coordinates(8, height, width)
-
-    erased_NHW = (random_erase(x_NCHW, 1.0, seeded(seed)) == 0).all(dim=1)
-
-    for mask in erased_NHW:
-        rows, columns = mask.any(dim=1).sum(), mask.any(dim=0).sum()
-        assert mask.sum() == rows * columns
-        assert 1 <= mask.sum() <= height * width / 4
-
-
-def test_erasing_happens_with_the_probability_asked_for() -> None:
-    erased = random_erase(coordinates(2000), 0.25, seeded()) == 0
-
-    assert 400 < erased.flatten(1).any(dim=1).sum() < 600
 
 
 def test_files_come_within_one_level_of_the_pixels_that_the_device_gets(image_files: Path) -> None:

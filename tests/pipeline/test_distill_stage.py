@@ -125,9 +125,9 @@ def test_a_chain_of_assistants_runs_once_and_each_link_is_a_finished_stage(tmp_p
         path, runs_dir=tmp_path / "runs", until="distill", overrides=["distill.assistants.1.kd_weight=0.8"]
     )
 
-    assert first.built == ("data", "teacher", "distill-assistant-1", "distill-assistant-2", "distill")
+    assert first.built == ("data", "teacher", "assistant-1", "assistant-2", "distill")
     assert again.built == ()
-    assert fewer.built == ("distill-assistant-2", "distill")
+    assert fewer.built == ("assistant-2", "distill")
 
 
 # --- losses ------------------------------------------------------------------------------------------------------------
@@ -218,6 +218,23 @@ def test_one_label_for_all_is_refused_before_anything_is_learned(tmp_path: Path)
             {"rounds": 2, "losses": [{"name": "features", "student_layer": "a", "teacher_layer": "b"}]},
             r"has no teacher_layer",
         ),
+        (
+            {
+                "teacher_forward": "cached",
+                "losses": [{"name": "features", "student_layer": "a", "teacher_layer": "b"}],
+            },
+            r"teacher_forward: cached: the loss features reads the teacher's layers.*Set online or auto",
+        ),
+        (
+            {"teacher_forward": "cached", "teacher_curriculum": {}},
+            r"teacher_forward: cached: teacher_curriculum changes the teacher on the way",
+        ),
+        ({"teacher_forward": "cached", "kd_weight": 0}, r"teacher_forward: cached: no loss asks the teacher"),
+        ({"teacher_forward": "online", "cache": {"top_k": 3}}, r"teacher_forward: online stores none"),
+        ({"teacher_forward": "offline"}, r"distill\.teacher_forward='offline'"),
+        ({"views": 0}, r"distill\.views='0'"),
+        ({"cache": {"topk": 3}}, r"unknown key 'distill\.cache\.topk'; did you mean 'top_k'\?"),
+        ({"train": None, "checkpoint": "s.pt", "views": 2}, r"leaves nothing to views"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused_by_name(change: dict[str, Any], message: str) -> None:

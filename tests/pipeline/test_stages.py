@@ -119,7 +119,8 @@ class FakeTraining:
         self.seeds.append(seed)
         with torch.no_grad():
             next(student.parameters()).view(-1)[0] = float(len(self.seeds))
-        return SimpleNamespace(summary=lambda: {"epochs": []})
+        last = {name: value.detach().clone() for name, value in student.state_dict().items()}
+        return SimpleNamespace(summary=lambda: {"epochs": [], "best_epoch": 1}, last=last)
 
 
 def mark_of(model: nn.Module) -> float:
