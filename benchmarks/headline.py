@@ -27,7 +27,7 @@ COLUMNS = (
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """Markdown lines: a table of every arm of every target, and a line of provenance."""
+    """Markdown lines: a table of every arm of every target, and a line of provenance. What failed its checks is marked."""
     rows = [
         _cells(target, row, summary)
         for target in summary["targets"]
@@ -49,7 +49,7 @@ def _cells(target: Mapping[str, Any], row: Mapping[str, Any], summary: Mapping[s
         f"{row['role']} {model['name']}, {model['parameters'] / 1e3:,.0f} K",
         row["precision"],
         f"{row['top1']:.2%} ({low:.1%} to {high:.1%})".replace("%", ""),
-        f"{row['p50_ms']:.3f}",
+        f"{row['p50_ms']:.3f}{' (not valid)' if row.get('valid') is False else ''}",
         f"{row['p99_ms']:.3f}" if row["p99_ms"] is not None else "n too small",
         f"{row['size_mib'] * 1024:,.0f}",
         f"{row['int8_share']:.0%}",

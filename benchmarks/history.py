@@ -35,11 +35,10 @@ from benchmarks.history_spool import keep, set_aside, waiting
 from benchmarks.history_store import (
     History,
     check_record,
-    moment_of,
     open_history,
     utc_text,
 )
-from benchmarks.records import load_records
+from benchmarks.records import load_records, moment_of
 from targets.errors import BudgetError, DataError, RecipeError
 
 DEFAULT_DB = "edgestill-history.db"

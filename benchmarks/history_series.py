@@ -130,7 +130,7 @@ def read_series(history: History, now: datetime) -> list[Series]:
     groups: dict[str, list[RunRow]] = {}
     for row in history.runs():
         groups.setdefault(row.hard_sha256, []).append(row)
-    hards = {key: history.record(rows[-1].run_id).env.hard for key, rows in groups.items()}
+    hards = {key: history.hard(rows[-1].run_id) for key, rows in groups.items()}
     marks = history.accepted()
     found = [
         _series(rows, hards[key], [mark for mark in marks if mark.hard_sha256 == key], _before(key, groups, hards), now)

@@ -1,20 +1,24 @@
 """Records that a history could not take yet: a JSON file each in a folder beside it, merged when it can be written again.
 
 A file is named by what it holds, so that a record kept twice is one file and two records of one id are two. A file that
-is no record is set aside under another name and told of, never removed.
+is no record is set aside under another name and told of, never removed; one that cannot be read now, or that a later
+edgestill wrote, waits on.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from benchmarks.device.environment import fingerprint
-from benchmarks.device.record import Record, validate
-from benchmarks.history_store import check_record, moment_of
-from targets.base import read_json, write_json
+from benchmarks.device.record import SCHEMA_VERSION, Record, validate
+from benchmarks.history_store import check_record
+from benchmarks.records import moment_of
+from targets.base import write_json
 from targets.errors import EdgestillError
 
 
@@ -35,18 +39,42 @@ def keep(directory: Path, records: Iterable[Record]) -> None:
 
 
 def waiting(directory: Path) -> tuple[list[Spooled], list[str]]:
-    """What waits, oldest first, and a sentence for each file that is no record: it now ends in .corrupt."""
+    """What can be merged, oldest first, and a sentence for each other file: that it waits on, or that it is no record and
+    now ends in .corrupt."""
     spooled, notes = [], []
     for path in sorted(directory.glob("*.json")):
         try:
-            record = validate(read_json(path))
-            check_record(record)
-            spooled.append(Spooled(path, record))
-        except EdgestillError as error:
-            if path.exists():  # another process may have merged it meanwhile
-                notes.append(f"{set_aside(path, 'corrupt')} is no whole record ({error}) and was not merged")
+            found = _read(path)
+        except FileNotFoundError:
+            continue  # another process has merged it meanwhile
+        except OSError as error:
+            notes.append(f"{path} cannot be read now ({error.strerror}) and waits on")
+            continue
+        if isinstance(found, Record):
+            spooled.append(Spooled(path, found))
+        else:
+            notes.append(found)
     spooled.sort(key=lambda one: (moment_of(one.record), one.record.run_id))
     return spooled, notes
+
+
+def _read(path: Path) -> Record | str:
+    """A record, or in a sentence what the file is instead."""
+    data = path.read_bytes()
+    try:
+        values = json.loads(data)
+        if _is_newer(values):
+            return f"{path} was written by a later edgestill (schema {values['schema_version']}) and waits for one"
+        record = validate(values)
+        check_record(record)
+        return record
+    except (ValueError, EdgestillError) as error:
+        return f"{set_aside(path, 'corrupt')} is no whole record ({error}) and was not merged"
+
+
+def _is_newer(values: Any) -> bool:
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    return isinstance(version, int) and version > SCHEMA_VERSION
 
 
 def set_aside(path: Path, why: str) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.device.record import MAX_PSI_PERCENT
 from benchmarks.peak import Peak, time_at_peak_us
+from benchmarks.terminal import aligned
 from targets.errors import EdgestillError
 
 SCHEMA_VERSION = 1
@@ -149,7 +150,7 @@ class Profile:
             head + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "") + f", batch {self.batch}",
             f"{self.cpu or 'CPU'}: {self.isa['words']}",
             "",
-            *_table([self._cells(layer) for layer in self._slowest()]),
+            *(aligned([self._cells(layer) for layer in self._slowest()]) or ["no layer was timed"]),
             *self._rest_lines(),
             "",
             *self._op_lines(),
@@ -297,11 +298,3 @@ def _peak_line(peak: Peak) -> str:
     return f"peak   {peak.precision}: {peak.gops:.1f} GOP/s ({peak.layer}; {when}{busy})" + (
         f"; {peak.note}" if peak.note else ""
     )
-
-
-def _table(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    if not rows:
-        return ["no layer was timed"]
-    cells = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

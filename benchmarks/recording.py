@@ -59,8 +59,15 @@ class Setting:
     out_dir: Path
 
 
-def record_of(arm: Arm, answers: Answers, setting: Setting) -> Record:
-    """The record of one arm. A record that was slowed on purpose is never valid."""
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def record_of(arm: Arm, answers: Answers, setting: Setting, *, utc: str | None = None) -> Record:
+    """The record of one arm. A record that was slowed on purpose is never valid.
+
+    `utc`: the moment of its session, by which its arms are known for pairs; None: now, after all samples have been read.
+    """
     compiled = CompiledModel.load(arm.compiled_dir)
     launches = _launches(answers[LATENCY])
     end_to_end = _launches(answers.get(HOST_E2E, []))
@@ -80,7 +87,7 @@ def record_of(arm: Arm, answers: Answers, setting: Setting) -> Record:
     return Record(
         schema_version=SCHEMA_VERSION,
         run_id=uuid.uuid4().hex,
-        utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        utc=utc or utc_now(),
         git=_git(),
         model=_model(compiled, arm.teacher),
         runtime=runtime,
@@ -92,7 +99,7 @@ def record_of(arm: Arm, answers: Answers, setting: Setting) -> Record:
         memory=_medians(Memory, [launch.memory for launch in launches]),
         energy=_medians(Energy, [launch.energy for launch in launches]),
         accuracy=None,
-        env=_environment(setting.machine, compiled, runtime, scenario),
+        env=_environment(setting.machine, compiled, runtime, scenario, launches),
         telemetry=_medians(Telemetry, [launch.telemetry for launch in launches]),
         validity=_validity(launches, flags, _never_valid(arm, setting.machine)),
         device=_device_summary(launches, scenario.batch, setting.out_dir),
@@ -244,8 +251,13 @@ def _runtime(compiled: CompiledModel, placement: Placement | None) -> Runtime:
     )
 
 
-def _environment(machine: Environment, compiled: CompiledModel, runtime: Runtime, scenario: Scenario) -> Environment:
-    """The machine's keys and those of this measurement: records are compared only where all of them agree."""
+def _environment(
+    machine: Environment, compiled: CompiledModel, runtime: Runtime, scenario: Scenario, launches: Sequence[Launch]
+) -> Environment:
+    """The machine's keys and those of this measurement: records are compared only where all of them agree.
+
+    `turns` is there only where processes took turns: their caches are colder than those of a launch on its own.
+    """
     measured = {
         "model": compiled.name,
         "precision": compiled.precision,
@@ -256,7 +268,8 @@ def _environment(machine: Environment, compiled: CompiledModel, runtime: Runtime
         "boundary": scenario.boundary,
         "batch": scenario.batch,
     }
-    hard = {**machine.hard, **measured}
+    turns = {"turns": True} if launches[0].turns is not None else {}
+    hard = {**machine.hard, **measured, **turns}
     return Environment(hard=hard, soft=machine.soft, hard_sha256=fingerprint(hard), flags=machine.flags)
 
 

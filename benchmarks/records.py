@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from benchmarks.device.record import Record, validate
 from targets.base import Placement, read_json, write_json
 from targets.errors import DataError
 
-SAME_MOMENT_S = 5.0  # records of one session are made in one go at its end
+SAME_MOMENT_S = 5.0  # records of one session carry one moment; each of older ones has its own, within seconds
 RECORDS_FILE, PLACEMENTS_FILE, PROFILES_FILE = "records.json", "placements.json", "profiles.json"
 
 
@@ -36,10 +36,22 @@ class Stored:
 
 
 def one_session(a: Stored, b: Stored) -> bool:
-    """Whether both are arms of one session, so that their launches are pairs: written at once, and no two in one place."""
-    apart_s = abs(datetime.fromisoformat(a.record.utc) - datetime.fromisoformat(b.record.utc)).total_seconds()
+    """Whether both are arms of one session, so that their launches are pairs: written at once, and no two in one place.
+
+    Raises DataError for a record whose time is none.
+    """
+    apart_s = abs(moment_of(a.record) - moment_of(b.record)).total_seconds()
     places = [{launch.order for launch in one.record.launches} for one in (a, b)]
     return a.file == b.file and apart_s <= SAME_MOMENT_S and places[0].isdisjoint(places[1])
+
+
+def moment_of(record: Record) -> datetime:
+    """When it was measured; a time without a zone is UTC. Raises DataError for what is no time."""
+    try:
+        moment = datetime.fromisoformat(record.utc)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise DataError(f"run {record.run_id}: utc='{record.utc}' is no date. Mend the record.") from None
 
 
 def write_records(

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.report_tables import name_of
 
 Figure = dict[str, Any]
+Row = Mapping[str, Any]
 Point = tuple[float, float]
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "hexagon")
@@ -32,7 +33,7 @@ def is_dominated(point: Point, points: Sequence[Point]) -> bool:
 
 
 def pareto_figure(targets: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Top-1 over p50 latency; within a target, what another row beats in both is grey."""
+    """Top-1 over p50 latency; within a target, what a valid row beats in both is grey. What is not valid is hollow."""
     traces = [trace for index, target in enumerate(targets) for trace in _pareto_traces(target, index)]
     if not traces:
         return None
@@ -47,13 +48,13 @@ def pareto_figure(targets: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def _pareto_traces(target: Mapping[str, Any], index: int) -> list[Figure]:
-    """The line that joins what no other row beats, and the rows on it and below it."""
-    rows = [row for row in target.get("rows") or () if row.get("p50_ms") and row.get("top1") is not None]
+    """The line that joins the valid rows that no other beats, and all rows, on it and beside it."""
+    rows = [row for row in target.get("rows") or () if (row.get("p50_ms") or 0) > 0 and row.get("top1") is not None]
     if not rows:
         return []
     rows.sort(key=lambda row: (row["p50_ms"], row["top1"]))
-    points = [(row["p50_ms"], 100 * row["top1"]) for row in rows]
-    front = [point for point in points if not is_dominated(point, points)]
+    believed = [_point(row) for row in rows if is_believed(row)]
+    front = [point for point in believed if not is_dominated(point, believed)]
     line = {
         "type": "scatter",
         "mode": "lines",
@@ -63,18 +64,27 @@ def _pareto_traces(target: Mapping[str, Any], index: int) -> list[Figure]:
         "hoverinfo": "skip",
         "showlegend": False,
     }
-    return [line, _pareto_markers(rows, points, front, escape(name_of(target.get("target"))), index)]
+    return [line, _pareto_markers(rows, believed, front, escape(name_of(target.get("target"))), index)]
+
+
+def is_believed(row: Row) -> bool:
+    """Whether a row may beat others: it is valid, or nobody says that it is not."""
+    return row.get("valid") is not False
+
+
+def _point(row: Row) -> Point:
+    return row["p50_ms"], 100 * row["top1"]
+
+
+def _label(row: Row) -> str:
+    return escape(name_of(row.get("arm"))) + ("" if is_believed(row) else " (not valid)")
 
 
 def _pareto_markers(
-    rows: Sequence[Mapping[str, Any]], points: Sequence[Point], front: Sequence[Point], name: str, index: int
+    rows: Sequence[Row], believed: Sequence[Point], front: Sequence[Point], name: str, index: int
 ) -> Figure:
     """Only the ends of the front are labelled, towards the middle of the plot: between them labels would collide."""
-    labels = [escape(name_of(row.get("arm"))) for row in rows]
-    colours = [
-        colour_of(row.get("precision")) if point in front else "var(--dominated)"
-        for row, point in zip(rows, points, strict=True)
-    ]
+    points, symbol, ends = [_point(row) for row in rows], SYMBOLS[index % len(SYMBOLS)], {*front[:1], *front[-1:]}
     side = "bottom" if index % 2 else "top"
     return {
         "type": "scatter",
@@ -82,21 +92,33 @@ def _pareto_markers(
         "name": name,
         "x": [x for x, _ in points],
         "y": [y for _, y in points],
-        "text": [label if point in (front[0], front[-1]) else "" for label, point in zip(labels, points, strict=True)],
-        "textposition": [f"{side} {'right' if point == front[0] else 'left'}" for point in points],
-        "customdata": labels,
+        "text": [_label(row) if is_believed(row) and _point(row) in ends else "" for row in rows],
+        "textposition": [f"{side} {'right' if point in front[:1] else 'left'}" for point in points],
+        "customdata": [_label(row) for row in rows],
         "cliponaxis": False,
-        "marker": {"size": 11, "symbol": SYMBOLS[index % len(SYMBOLS)], "color": colours},
+        "marker": {
+            "size": 11,
+            "symbol": [symbol if is_believed(row) else f"{symbol}-open" for row in rows],
+            "color": [
+                "var(--dominated)" if is_dominated(_point(row), believed) else colour_of(row.get("precision"))
+                for row in rows
+            ],
+        },
         "hovertemplate": "%{customdata}<br>%{x:.3g} ms, %{y:.2f} %<extra>%{fullData.name}</extra>",
     }
 
 
 def ecdf_figure(target: Mapping[str, Any]) -> Figure | None:
-    """The share of single calls that are answered within a time, a line a row; teachers are dashed."""
-    rows = [row for row in target.get("rows") or () if row.get("latency_ecdf_ms")]
-    if not rows:
+    """The share of single calls that are answered within a time, a line a row; teachers are dashed.
+
+    A time that no clock can have measured, of 0 or less, is left out.
+    """
+    curves = [
+        (row, sorted(ms for ms in row.get("latency_ecdf_ms") or () if ms > 0)) for row in target.get("rows") or ()
+    ]
+    traces = [_ecdf_trace(row, quantiles_ms) for row, quantiles_ms in curves if quantiles_ms]
+    if not traces:
         return None
-    traces = [_ecdf_trace(row) for row in rows]
     layout = base_layout(
         height=320,
         xaxis=_log_axis("latency, ms, log scale", [x for trace in traces for x in trace["x"]], margin=0.02),
@@ -106,14 +128,13 @@ def ecdf_figure(target: Mapping[str, Any]) -> Figure | None:
     return {"data": traces, "layout": layout}
 
 
-def _ecdf_trace(row: Mapping[str, Any]) -> Figure:
-    quantiles_ms = sorted(row["latency_ecdf_ms"])
+def _ecdf_trace(row: Row, quantiles_ms: Sequence[float]) -> Figure:
     dash = "dash" if row.get("role") == "teacher" else "solid"
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": escape(name_of(row.get("arm"))),
-        "x": quantiles_ms,
+        "name": _label(row),
+        "x": list(quantiles_ms),
         "y": [100 * (index + 1) / len(quantiles_ms) for index in range(len(quantiles_ms))],
         "line": {"shape": "hv", "width": 2, "dash": dash, "color": colour_of(row.get("precision"))},
         "hovertemplate": "%{y:.0f} % within %{x:.3g} ms",

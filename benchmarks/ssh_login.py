@@ -46,14 +46,15 @@ class Address:
             port = parts.port
         except ValueError as error:
             raise RecipeError(f"device '{text}': {error}. Write ssh://user@host or ssh://user@host:port.") from None
+        host = _host_as_written(parts.netloc)
         if parts.password is not None:
             raise RecipeError(
-                f"device 'ssh://{parts.username}:...@{parts.hostname}': a password does not belong in a file. "
-                f"Log in with a key: ssh-copy-id {parts.username}@{parts.hostname}; then leave the password out."
+                f"device 'ssh://{parts.username}:...@{host}': a password does not belong in a file. "
+                f"Log in with a key: ssh-copy-id {parts.username}@{host}; then leave the password out."
             )
         if parts.scheme != "ssh" or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
             raise RecipeError(f"device '{text}': not an address. Write ssh://user@host or ssh://user@host:port.")
-        return cls(parts.hostname, parts.username or None, port)
+        return cls(host, parts.username or None, port)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -66,12 +67,16 @@ class Address:
 
 
 class SshLink:
-    """The supervisor's standard streams over SSH; the connection is its own and ends with it."""
+    """The supervisor's standard streams over SSH; the connection is its own and ends with it.
 
-    def __init__(self, connection: Connection, channel: Channel) -> None:
-        self._connection, self._channel = connection, channel
+    `timeout_s`: how long the board may take no more of what is sent.
+    """
+
+    def __init__(self, connection: Connection, channel: Channel, timeout_s: float) -> None:
+        self._connection, self._channel, self._timeout_s = connection, channel, timeout_s
 
     def send(self, data: bytes) -> None:
+        self._channel.settimeout(self._timeout_s)  # `receive` leaves its own, a beat's, and it holds for both ways
         with _broken_as_os_error():
             self._channel.sendall(data)
 
@@ -117,7 +122,13 @@ def open_link(name: str, address: Address, argv: Sequence[str], timeout_s: float
     except BaseException:
         _close(connection)
         raise
-    return SshLink(connection, channel)
+    return SshLink(connection, channel, timeout_s)
+
+
+def _host_as_written(netloc: str) -> str:
+    """urlsplit gives it in small letters, and the aliases of ~/.ssh/config are told apart by theirs."""
+    host = netloc.rpartition("@")[2]
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
 def _close(connection: Connection) -> None:
@@ -136,6 +147,7 @@ def _connection(name: str, address: Address) -> Connection:
         ) from None
     connection = fabric.Connection(address.host, address.user, address.port, connect_timeout=CONNECT_TIMEOUT_S)
     for hop in _hops(connection):
+        hop.host = hop.host.lower()  # after the configuration was asked, as OpenSSH does: so it stands in known_hosts
         _trust_known_hosts_only(hop, name, address)
     return connection
 

@@ -1,8 +1,9 @@
 """The board's end of a session over SSH: takes files and commands from the host, and leaves nothing behind when it ends.
 
 The board's own python3 (3.8 or newer, stdlib only) reads this text from standard input and runs it, one process a session.
-Requests are lines of JSON, some followed by raw bytes; each gets one answer. When standard input ends, or the host is silent
-for too long, the running command and all its children are killed, and the session's directory goes with the data lent to it.
+It is sent as one text, so it stays one file. Requests are lines of JSON, some followed by raw bytes; each gets one answer. When
+standard input ends, or the host is silent for too long, the running command and all its children are killed, and the session's
+directory goes with the data lent to it.
 
     ~/.cache/edgestill/objects/<sha256>    programs and models, kept for later sessions
     ~/.cache/edgestill/sessions/<id>/      objects/ what is lent, trees/ what was put, scratch/ what commands write
@@ -36,6 +37,7 @@ DISMISS_S = 10.0
 IDLE_S = 600.0  # a host that has asked for nothing may be busy with itself for so long
 KEEP_S = 30 * 86400.0  # an object that no session asked for goes after so long
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # all of them end the session
 LOCK_FILE = "edgestill.lock"  # in the folder for temporary files: one lock for all users of the board
 
 
@@ -246,6 +248,8 @@ class Session:
         self.host.inbox.put(process)
 
     def _whole(self, digest: str) -> bool:
+        if digest in self.known and not self.known[digest].is_file():
+            del self.known[digest]  # another session made room
         for path in (self.lent / digest, self.kept / digest):
             if digest not in self.known and path.is_file():
                 if _sha256(path) == digest:
@@ -382,7 +386,14 @@ def _children() -> list[int]:
 
 
 def _end(signum: int, frame: object) -> None:
+    _ignore_signals()
     raise HostIsGone
+
+
+def _ignore_signals() -> None:
+    """From here on only the end is left to be done, and a signal must not leave it half done."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _boot_id() -> str | None:
@@ -395,7 +406,7 @@ def _boot_id() -> str | None:
 
 def main() -> None:
     """Greet, then serve. The host's first line: {"session", "who", "patience_s"}."""
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, _end)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     host = Host(60.0)
@@ -412,6 +423,7 @@ def main() -> None:
             host.answer({"python": sys.version_info[:3], "time": time.time(), "boot_id": _boot_id()})
             session.serve()
         finally:
+            _ignore_signals()
             if session is not None:
                 session.close()
 

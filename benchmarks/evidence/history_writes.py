@@ -32,6 +32,9 @@ from targets.base import read_json, write_json
 
 WRITERS, RECORDS, SHARED = 8, 1000, 10  # one record in SHARED is sent by two writers
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+MEMORY = {"vmhwm_mib": 90.5, "baseline_mib": 30.0, "pss_mib": None, "cgroup_peak_mib": None}
+ENERGY: dict[str, Any] = {"source": None, "rails": {}, "gross_mj": None, "idle_w": None, "net_mj": None}
+TELEMETRY = {"temp_c": None, "clk_mhz": None, "throttle_delta": None, "psi_cpu": None}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -148,10 +151,6 @@ def _versions() -> dict[str, str]:
 
 @cache
 def _template() -> Record:
-    latency = {"min": 5.0, "p25": 6.0, "p50": 7.0, "p90": 9.0, "p99": None, "p999": None, "mean": 7.1, "sd": 0.4}
-    memory = {"vmhwm_mib": 90.5, "baseline_mib": 30.0, "pss_mib": None, "cgroup_peak_mib": None}
-    energy: dict[str, Any] = {"source": None, "rails": {}, "gross_mj": None, "idle_w": None, "net_mj": None}
-    telemetry = {"temp_c": None, "clk_mhz": None, "throttle_delta": None, "psi_cpu": None}
     return validate(
         {
             "schema_version": 1,
@@ -170,29 +169,7 @@ def _template() -> Record:
                 "min_q": 662,
                 "seed": 0,
             },
-            "launches": [
-                {
-                    "i": 0,
-                    "arm": "int8",
-                    "order": 0,
-                    "n": 100,
-                    "load_ms": 80.0,
-                    "first_ms": 2.0,
-                    "lat_us": latency,
-                    "samples_file": "samples/int8-runtime-0.npy",
-                    "warmup_s": 2.0,
-                    "wall_s": 1.0,
-                    "cpu_s": 0.99,
-                    "nivcsw": 2,
-                    "majflt": 0,
-                    "overhead_us": 0.06,
-                    "memory": memory,
-                    "energy": energy,
-                    "telemetry": telemetry,
-                    "disturbances": [],
-                    "flags": [],
-                }
-            ],
+            "launches": [_launch()],
             "summary": {
                 "p25_us": 6.0,
                 "p50_us": 7.0,
@@ -205,14 +182,38 @@ def _template() -> Record:
             },
             "host_e2e": None,
             "throughput": None,
-            "memory": memory,
-            "energy": energy,
+            "memory": MEMORY,
+            "energy": ENERGY,
             "accuracy": None,
             "env": {"hard": {"cpu": "one"}, "soft": {}, "hard_sha256": "0" * 64},
-            "telemetry": telemetry,
+            "telemetry": TELEMETRY,
             "validity": {"ok": True, "flags": []},
         }
     )
+
+
+def _launch() -> dict[str, Any]:
+    return {
+        "i": 0,
+        "arm": "int8",
+        "order": 0,
+        "n": 100,
+        "load_ms": 80.0,
+        "first_ms": 2.0,
+        "lat_us": {"min": 5.0, "p25": 6.0, "p50": 7.0, "p90": 9.0, "p99": None, "p999": None, "mean": 7.1, "sd": 0.4},
+        "samples_file": "samples/int8-runtime-0.npy",
+        "warmup_s": 2.0,
+        "wall_s": 1.0,
+        "cpu_s": 0.99,
+        "nivcsw": 2,
+        "majflt": 0,
+        "overhead_us": 0.06,
+        "memory": MEMORY,
+        "energy": ENERGY,
+        "telemetry": TELEMETRY,
+        "disturbances": [],
+        "flags": [],
+    }
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.device.disturbances import positive
 from benchmarks.hardware.rows import HardwareRow, is_number
 from targets.base import Array
 
@@ -23,8 +24,8 @@ MAX_NAME = 80
 def curve_of(row: HardwareRow, num_rows: int) -> tuple[list[float], list[str]]:
     """(quantiles in ms, evenly spaced in probability up to the slowest call; what is missing), over all launches.
 
-    At most 200 points, fewer where many rows share the page. A file that is absent, unreadable or outside of the record's
-    directory is told and left out.
+    At most 200 points, fewer where many rows share the page. A file that is absent, unreadable, outside of the record's
+    directory or without a time above zero is told and left out.
     """
     samples, missing = [], []
     for launch in row.stored.record.launches:
@@ -83,7 +84,10 @@ def _samples_ns(directory: Path, name: str) -> Array:
     samples = np.load(path, allow_pickle=False)
     if not isinstance(samples, np.ndarray) or samples.ndim != 1 or samples.size == 0 or samples.dtype.kind not in "iuf":
         raise ValueError("no list of numbers")
-    return samples
+    kept = positive(samples[np.isfinite(samples)])
+    if kept.size == 0:
+        raise ValueError("no time above zero")
+    return kept
 
 
 def _why(error: Exception) -> str:

@@ -17,8 +17,8 @@ TITLE = "Hardware comparison"
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """`older` are records that a newer or a valid one of the same identity stands for; `varying` are the fields in which
-    rows differ, and so what stands in their names."""
+    """`older` are records that a valid, a longer or a newer one of the same identity stands for; `varying` are the fields in
+    which rows differ, and so what stands in their names."""
 
     title: str
     headline: str

@@ -71,6 +71,11 @@ def alerts_of(rows: Sequence[HardwareRow]) -> list[str]:
         told.append(
             f"{smoke:,} of {counted(len(rows), 'row')} measured in preset smoke: a short look, no figures to quote."
         )
+    if len(harnesses := {row.stored.record.env.hard.get("harness") for row in rows}) > 1:
+        named = " and ".join(sorted("none" if one is None else str(one) for one in harnesses))
+        told.append(
+            f"Measured by versions {named} of the harness, whose times are not comparable. Measure all with one."
+        )
     return told
 
 
@@ -88,7 +93,7 @@ def facts_of(
         "Measured": f"{_span(days)}, {_span(launches)} {'launch' if launches == [1] else 'launches'} a row",
         "Energy from": _each(row.energy_source for row in rows if row.energy_source),
         "Baseline": baseline.label(varying),
-        "Left out": f"{counted(num_older, 'record')} of the same rows, older or not valid: see report.json"
+        "Left out": f"{counted(num_older, 'record')} of the same rows, older, shorter or not valid: see report.json"
         if num_older
         else "",
     }

@@ -157,10 +157,10 @@ _MEASURED = (
 
 
 def rows_of(stored: Sequence[Stored]) -> tuple[list[HardwareRow], list[Stored]]:
-    """One row an identity, ordered by model and p50; and the records that a newer one of the same identity stands for.
+    """One row an identity, ordered by model and p50; and the records that another one of the same identity stands for.
 
-    A valid record stands before a newer one that is not: a disturbed run is taken again, not believed. Raises
-    MeasurementError for a p50 that is not above zero.
+    A valid record stands before one that is not: a disturbed run is taken again, not believed. Then one whose launches
+    last longer stands before a shorter look, then the newer. Raises MeasurementError for a p50 that is not above zero.
     """
     found: dict[Identity, list[Stored]] = {}
     for one in stored:
@@ -181,8 +181,8 @@ def _check(stored: Stored) -> None:
         )
 
 
-def _rank(stored: Stored) -> tuple[bool, str]:
-    return stored.record.validity.ok, stored.record.utc
+def _rank(stored: Stored) -> tuple[bool, float, str]:
+    return stored.record.validity.ok, stored.record.scenario.min_s, stored.record.utc
 
 
 def _keys(run_ids: Sequence[str]) -> list[str]:

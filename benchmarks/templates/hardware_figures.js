@@ -8,6 +8,8 @@ const NUM_CURVES = 6;
 const waiting = new Map(); // figures that are not drawn yet, by the id of their place
 const inSight = new Set();
 
+/** A row's name, and that it is not to be believed. */
+const nameOf = (row) => row.label + (row.valid ? "" : " (not valid)");
 /** plotly reads tags in any text. */
 const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const short = (text, most) => (text.length > most ? `${text.slice(0, most - 9)}…${text.slice(-8)}` : text);
@@ -191,7 +193,7 @@ function drawCurves(shown) {
   const traces = drawn.map((row, i) => ({
     type: "scatter",
     mode: "lines",
-    name: isNarrow() ? plain(row.label).replace(" on ", "<br>on ") : plain(row.label),
+    name: isNarrow() ? plain(nameOf(row)).replace(" on ", "<br>on ") : plain(nameOf(row)),
     x: row.curve,
     y: row.curve.map((_, i) => (100 * (i + 1)) / row.curve.length),
     line: { shape: "hv", width: 2, color: colourOf(row), dash: DASHES[alike(row, i) % DASHES.length] },
@@ -206,7 +208,7 @@ function drawCurves(shown) {
       showlegend: true,
     }),
   };
-  put("ecdf", figure, "", `Curves of ${drawn.map((row) => row.label).join("; ")}.`);
+  put("ecdf", figure, "", `Curves of ${drawn.map(nameOf).join("; ")}.`);
 }
 
 function drawHistory() {

@@ -1,6 +1,8 @@
 """Stage 7, verdict: the ledger of one target, its gates, and what ships there.
 
-Reads logits and records, computes, decides. Writes verdict.json: nothing here runs a model.
+Reads logits and records, computes, decides. Writes verdict.json: nothing here runs a model. A latency that proves nothing (taken
+under emulation, slowed on purpose, disturbed under another preset than smoke) decides nothing: what ships is decided by the
+other gates, and the verdict says that speed was not judged, and why.
 """
 # Shapes: N samples, K classes.
 
@@ -13,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bench import compare_speed
+from benchmarks.device.disturbances import positive
 from benchmarks.device.record import Record, validate
+from benchmarks.recording import NEVER_VALID
 from benchmarks.statistics import mcnemar_exact_p, paired_difference
 from pipeline.artifacts import CompiledArms, Measured, PreparedData, Scores, TrainedModel
 from pipeline.gates import (
@@ -33,7 +37,7 @@ from pipeline.learning.own_code import own_factory
 from pipeline.ledger import Hop, hop_that_lost_most, ledger
 from pipeline.recipe import GateConfig, TargetConfig
 from targets.base import Placement, read_json, write_json
-from targets.errors import EdgestillError
+from targets.errors import EdgestillError, MeasurementError
 
 MIB = 2**20
 NUM_ECDF_POINTS = 200
@@ -65,13 +69,14 @@ def judge(
     top1s = {arm: float((logits_NK.argmax(1) == labels_N).mean()) for arm, logits_NK in answers.items()}
     gated = top1s if metric is None else {arm: float(metric(logits_NK, labels_N)) for arm, logits_NK in answers.items()}
     baseline = _fastest_float_student(arms, records)
-    gates = _int8_gates(target, gate, compiled, records, gated, baseline)
+    unjudged = _why_speed_is_not_judged(arms, records, baseline)
+    gates = _int8_gates(target, gate, compiled, records, gated, baseline, unjudged)
     failed = first_failure(gates)
     shipped = baseline if failed else next(arm for arm in arms if arm["precision"] == "int8")
     rows = ledger(_hops(prepared, models, scores, measured, arms, shipped), labels_N, metric)
     table = [_row(arm, records[arm["arm"]], compiled, measured, scores[0], labels_N, top1s) for arm in arms]
     budgets = budget_gates(target.budget, _trusted(next(row for row in table if row["arm"] == shipped["arm"]), records))
-    error = _end(target, shipped["arm"], failed, budgets)
+    error = _end(target, shipped["arm"], failed, unjudged, budgets)
     write_json(
         out_dir / "verdict.json",
         {
@@ -79,10 +84,10 @@ def judge(
             "shipped": shipped["precision"],
             "shipped_arm": shipped["arm"],
             "shipped_dir": shipped["dir"],
-            "why": why_not(failed) if failed else "INT8 passed every gate",
+            "why": why_not(failed) if failed else _why_int8(unjudged),
             "float_reason": why_not(failed) if failed else None,
             "exit": {"message": str(error), "code": error.exit_code} if error else None,
-            "gates": [one.to_json() for one in [*gates, *budgets]],
+            "gates": _told(gates, unjudged, budgets),
             "rows": table,
             "placement": shipped["placement"],
             "int8_placement": next((arm["placement"] for arm in arms if arm["precision"] == "int8"), None),
@@ -123,8 +128,10 @@ def _int8_gates(
     records: Mapping[str, Record],
     gated: Mapping[str, float],
     baseline: Arm,
+    unjudged: str | None,
 ) -> list[Gate]:
-    """lint, compile, placement, accuracy, faster than float; those after a failed compile cannot be asked."""
+    """lint, compile, placement, accuracy, faster than float; those after a failed compile, and the last where it is
+    `unjudged`, cannot be asked."""
     int8 = next(arm for arm in compiled.arms if arm["precision"] == "int8")
     gates = [
         lint_gate(compiled.findings),
@@ -132,36 +139,83 @@ def _int8_gates(
     ]
     if int8["error"] is not None:
         return gates
+    gates += [
+        placement_gate(Placement.from_json(int8["placement"]).int8_share, target.min_int8_share),
+        accuracy_gate(gated[int8["arm"]], gated[baseline["arm"]], gate.max_drop, gate.metric or "top-1"),
+    ]
+    if unjudged is not None:
+        return gates
     speed = compare_speed(records[int8["arm"]], records[baseline["arm"]])
     ratio = 1 / speed.ratio
     # A difference that the test does not believe is no gain: the gate then stands at its limit.
     believed = ratio if speed.faster else max(ratio, 1.0)
-    return [
-        *gates,
-        placement_gate(Placement.from_json(int8["placement"]).int8_share, target.min_int8_share),
-        accuracy_gate(gated[int8["arm"]], gated[baseline["arm"]], gate.max_drop, gate.metric or "top-1"),
-        speed_gate(believed, baseline["arm"], speed.basis),
-    ]
+    return [*gates, speed_gate(believed, baseline["arm"], speed.basis)]
+
+
+def _why_speed_is_not_judged(arms: Sequence[Arm], records: Mapping[str, Record], baseline: Arm) -> str | None:
+    """Which of the two records proves nothing, and why; None where both do, or there is no INT8 to judge."""
+    int8 = [arm for arm in arms if arm["precision"] == "int8"]
+    for name in [arm["arm"] for arm in (*int8, baseline)] if int8 else []:
+        if (why := _why_no_proof(records[name])) is not None:
+            return f"{name}: {why}"
+    return None
+
+
+def _why_no_proof(record: Record) -> str | None:
+    """Why its times decide nothing, None where they may. Preset smoke makes no claim to trust, so its noise is let pass."""
+    first = record.validity.flags[0] if record.validity.flags else ""
+    if first.startswith(NEVER_VALID):
+        return first.removeprefix(NEVER_VALID)
+    if record.validity.ok or record.scenario.preset == "smoke":
+        return None
+    disturbed = sum(bool(launch.disturbances) for launch in record.launches)
+    return f"{disturbed} of {len(record.launches)} launches were disturbed"
+
+
+def _why_int8(unjudged: str | None) -> str:
+    if unjudged is None:
+        return "INT8 passed every gate"
+    return f"INT8 passed every gate but that of speed, which was not judged ({unjudged})"
+
+
+def _told(gates: Sequence[Gate], unjudged: str | None, budgets: Sequence[Gate]) -> list[dict[str, Any]]:
+    """The gates in their order as JSON; one that could not be asked has null for `passed`."""
+    open_gates = []
+    if unjudged is not None:
+        asked = speed_gate(1.0, "the fastest float", f"not judged: {unjudged}")
+        open_gates = [{**asked.to_json(), "passed": None, "value": None}]
+    return [*(one.to_json() for one in gates), *open_gates, *(one.to_json() for one in budgets)]
 
 
 def _trusted(row: Mapping[str, Any], records: Mapping[str, Record]) -> Mapping[str, Any]:
-    """The row with times as unreadable where the measurement was disturbed; preset smoke makes no claim to trust."""
+    """The row with what a measurement that proves nothing says as unreadable: its times, under emulation the memory too."""
     record = records[row["arm"]]
-    if record.validity.ok or record.scenario.preset == "smoke":
+    if _why_no_proof(record) is None:
         return row
-    return {**row, "p50_ms": None, "p99_ms": None, "load_ms": None}
+    memory = ("peak_rss_mib",) if "emulated_on" in record.env.hard else ()
+    return {**row, **dict.fromkeys(("p50_ms", "p99_ms", "load_ms", *memory))}
 
 
 def _fastest_float_student(arms: Sequence[Arm], records: Mapping[str, Record]) -> Arm:
-    """The baseline that INT8 must beat, by p25 of the launches."""
+    """The baseline that INT8 must beat, by p25 of the launches; the first that the runtime offers where these are the times of
+    no such machine."""
     floats = [arm for arm in arms if arm["role"] == "student" and arm["precision"] != "int8"]
+    if any("emulated_on" in records[arm["arm"]].env.hard for arm in floats):
+        return floats[0]
     return min(floats, key=lambda arm: records[arm["arm"]].summary.p25_us)
 
 
-def _end(target: TargetConfig, shipped: str, failed: Gate | None, budgets: Sequence[Gate]) -> EdgestillError | None:
-    """What the run ends with: a failed gate where the recipe allows no float, else a broken budget."""
+def _end(
+    target: TargetConfig, shipped: str, failed: Gate | None, unjudged: str | None, budgets: Sequence[Gate]
+) -> EdgestillError | None:
+    """What the run ends with: a gate that failed or was not judged where the recipe says `error`, else a broken budget."""
     if failed and target.on_failure == "error":
         return gate_error(target.name, failed)
+    if unjudged is not None and target.on_failure == "error":
+        return MeasurementError(
+            f"{target.name}: whether INT8 is faster than float was not judged ({unjudged}). "
+            "Measure again on a quiet machine of that kind, or let it ship without: on_failure: float."
+        )
     return budget_error(target.name, shipped, budgets)
 
 
@@ -280,8 +334,8 @@ def _ms(value_us: float | None) -> float | None:
 
 
 def _ecdf(measured: Measured, record: Record) -> list[float]:
-    """Quantiles of all launches' samples, evenly spaced, in ms."""
-    samples_ns = np.concatenate([np.load(measured.dir / launch.samples_file) for launch in record.launches])
+    """Quantiles of all launches' samples that a clock can have measured, evenly spaced, in ms."""
+    samples_ns = np.concatenate([positive(np.load(measured.dir / one.samples_file)) for one in record.launches])
     points = np.linspace(0, 1, min(NUM_ECDF_POINTS, len(samples_ns)))
     return [float(value) for value in np.quantile(samples_ns, points) / 1e6]
 

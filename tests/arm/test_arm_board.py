@@ -78,6 +78,8 @@ def test_a_recipe_runs_on_the_board_and_finds_what_this_machine_finds(
     for record in read_json(there / "records.json").values():
         assert record["validity"]["ok"] is False
         assert record["validity"]["flags"][0].startswith(EMULATED)
+    verdict = read_json(newest(run, "verdict-onnxruntime-cpu") / "verdict.json")
+    assert [gate["passed"] for gate in verdict["gates"] if gate["name"] == "faster than float"] == [None]
     page = (run / "report" / "index.html").read_text()
     assert "not valid" in page
     assert "aarch64 emulated on x86_64" in page

@@ -348,6 +348,18 @@ def test_chosen_rows_are_drawn_and_without_a_choice_the_first_six(browser: Brows
     )
 
 
+def test_the_curve_of_a_row_that_is_not_valid_says_so(browser: Browser, page_path: Path) -> None:
+    opened(browser, page_path)
+    see(browser, "ecdf")
+
+    click(browser, "#rows tbody tr.not-valid input.draw")
+
+    wait_until(browser, "return document.getElementById('ecdf').data.length", 1)
+    names = browser.run("const e = document.getElementById('ecdf'); return [e.data[0].name, e.ariaLabel]")
+    assert names[0] == "small int8 on openvino-cpu (not valid)"
+    assert names[1] == f"Curves of {names[0]}."
+
+
 def test_choosing_a_row_keeps_the_keyboard_where_it_is(browser: Browser, page_path: Path) -> None:
     opened(browser, page_path)
     browser.run("document.querySelectorAll('input.draw')[3].focus()")

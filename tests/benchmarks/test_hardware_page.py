@@ -184,6 +184,15 @@ def test_headline_without_an_accuracy_is_over_all_models(make_stored: Make, tmp_
     assert "pareto-latency" not in {a.get("id") for _, a in page.attributes}
 
 
+def test_rows_of_two_harnesses_are_told(make_stored: Make, tmp_path: Path) -> None:
+    made = [make_stored(tmp_path, model=f"m{one}", hard={"harness": one}) for one in (1, 2)]
+
+    alone, both = (page_of(some, tmp_path / f"out{len(some)}") for some in (made[:1], made))
+
+    assert "Measured by versions 1 and 2 of the harness, whose times are not comparable." in both.text
+    assert "of the harness" not in alone.text
+
+
 def test_headline_of_nothing_valid_claims_nothing(make_stored: Make, tmp_path: Path) -> None:
     made = [make_stored(tmp_path, threads=threads, valid=False, accuracy=top1(0.9)) for threads in (1, 2)]
 
@@ -339,6 +348,19 @@ def test_records_without_samples_have_no_curve_and_say_so(pair: list[Stored], tm
 
     assert "No raw samples stand beside these records" in page.text
     assert "draw" not in {a.get("class") for tag, a in page.attributes if tag == "input"}
+
+
+def test_samples_that_no_clock_can_have_measured_are_in_no_curve(make_stored: Make, tmp_path: Path) -> None:
+    stored = make_stored(tmp_path, num_samples=50, num_launches=3)
+    first, second, third = (one.samples_file for one in stored.record.launches)
+    np.save(tmp_path / first, np.array([0, -5, 2_000_000]))
+    np.save(tmp_path / second, np.zeros(5, dtype=np.int64))
+    np.save(tmp_path / third, np.array([np.nan, np.inf, 1e6]))
+
+    quantiles, missing = curve_of(rows_of([stored])[0][0], num_rows=1)
+
+    assert quantiles == [1.0, 2.0]
+    assert missing == [f"{second}: no time above zero"]
 
 
 def test_layers_that_take_longest_come_first_and_the_others_are_summed() -> None:

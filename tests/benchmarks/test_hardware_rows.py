@@ -70,6 +70,21 @@ def test_a_valid_record_stands_before_a_newer_one_that_is_not(make_stored: Make,
     assert older == [disturbed]
 
 
+def test_a_longer_measurement_stands_before_a_newer_short_look(make_stored: Make, tmp_path: Path) -> None:
+    looks = {"release": (60.0, 1, True), "ci": (10.0, 2, True), "smoke": (1.0, 3, True), "disturbed": (60.0, 4, False)}
+    made = []
+    for preset, (min_s, day, valid) in looks.items():
+        one = make_stored(tmp_path, utc=f"2026-11-0{day}T10:00:00+00:00", valid=valid)
+        made.append(
+            replace(one, record=replace(one.record, scenario=replace(one.record.scenario, preset=preset, min_s=min_s)))
+        )
+
+    rows, older = rows_of(made)
+
+    assert [row.stored for row in rows] == made[:1]
+    assert older == made[1:]
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -80,7 +81,7 @@ def test_a_record_is_read_back_whole(db: Path) -> None:
 
     assert documents(db) == [json.loads(json.dumps(record.to_json())) for record in RECORDS]
     with open_history(db, write=False) as history:
-        assert history.record(RECORDS[3].run_id) == RECORDS[3]
+        assert history.hard(RECORDS[3].run_id) == RECORDS[3].env.hard
 
 
 def test_the_same_record_again_is_no_second_one(db: Path) -> None:
@@ -135,6 +136,36 @@ def test_a_record_that_an_earlier_edgestill_wrote_is_the_same_one(db: Path) -> N
         connection.commit()
 
     assert keep_records(RECORDS[:1], db=db).already == (RECORDS[0].run_id,)
+
+
+def with_a_newer_key(db: Path, record: Record) -> None:
+    """As a later edgestill keeps it."""
+    with closing(sqlite3.connect(db)) as connection:
+        connection.execute(
+            "UPDATE edgestill_runs SET record = ? WHERE run_id = ?",
+            [json.dumps({**record.to_json(), "newer": 1}), record.run_id],
+        )
+        connection.commit()
+
+
+def test_a_record_of_a_later_edgestill_hides_no_series(db: Path) -> None:
+    other = replace(RECORDS[1], env=replace(RECORDS[1].env, hard={"cpu": "two"}, hard_sha256="f" * 64))
+    keep_records([RECORDS[0], other], db=db)
+    with_a_newer_key(db, other)
+
+    shown, checked = show_history(db=db, now=NOW), check_history(db=db, now=NOW)
+
+    assert len(shown.series) == len(checked.series) == 2
+    assert any(one.before is not None and one.before.changed == {"cpu": ["one", "two"]} for one in shown.series)
+
+
+def test_a_record_that_a_later_edgestill_wrote_differs_and_the_rest_is_written(db: Path) -> None:
+    keep_records(RECORDS[:1], db=db)
+    with_a_newer_key(db, RECORDS[0])
+
+    answer = keep_records(RECORDS[:2], db=db)
+
+    assert (answer.added, answer.different) == ((RECORDS[1].run_id,), (RECORDS[0].run_id,))
 
 
 def test_eight_writers_at_once_lose_nothing_and_write_nothing_twice(db: Path) -> None:
@@ -272,6 +303,54 @@ def test_a_spool_file_that_is_half_written_is_set_aside_and_told_of(db: Path) ->
     assert sorted(path.suffix for path in spool_dir_of(db).iterdir()) == [".corrupt", ".corrupt"]
     assert str(broken.with_suffix(".corrupt")) in answer.text()
     assert again.notes == ()
+
+
+def test_a_spool_file_that_cannot_be_read_now_waits_on(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with locked(db):
+        keep_records(RECORDS[:2], db=db, busy_s=0)
+    unreadable, _ = sorted(spool_dir_of(db).iterdir())
+    read_bytes = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path == unreadable:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read_bytes(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refused)
+        answer = keep_records([], db=db)
+    again = keep_records([], db=db)
+
+    assert (answer.merged, again.merged, len(ids(db))) == (1, 1, 2)
+    assert f"{unreadable} cannot be read now (Permission denied) and waits on" in answer.text()
+    assert list(spool_dir_of(db).iterdir()) == []
+
+
+def test_a_spool_file_of_a_later_edgestill_waits_for_one(db: Path) -> None:
+    spool_dir_of(db).mkdir()
+    newer = spool_dir_of(db) / "newer.json"
+    newer.write_text(json.dumps({**RECORDS[0].to_json(), "schema_version": 2, "more": 1}))
+
+    answer = keep_records(RECORDS[1:2], db=db)
+
+    assert (len(answer.added), answer.merged) == (1, 0)
+    assert f"{newer} was written by a later edgestill (schema 2) and waits for one" in answer.text()
+    assert newer.exists()
+
+
+def test_a_spool_file_that_another_process_merged_meanwhile_is_no_matter(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with locked(db):
+        keep_records(RECORDS[:1], db=db, busy_s=0)
+
+    def gone(path: Path) -> bytes:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", gone)
+    answer = keep_records([], db=db)
+
+    assert (answer.merged, answer.notes) == (0, ())
 
 
 def test_a_file_that_is_set_aside_overwrites_none_that_was(db: Path) -> None:

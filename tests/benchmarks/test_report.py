@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.headline import headline
 from benchmarks.report import headline_rows, render_report, verdict
 from benchmarks.report_figures import ecdf_figure, is_dominated, pareto_figure, training_figure
 from benchmarks.report_page import escape_markdown
@@ -384,6 +385,62 @@ def test_pareto_greys_what_is_beaten_within_its_target_only(summary: Summary) ->
     grey = [label for label, c in zip(openvino["customdata"], openvino["marker"]["color"], strict=True) if "domin" in c]
     assert grey == ["teacher fp32"]  # as accurate as BF16 and slower
     assert "var(--dominated)" not in onnxruntime["marker"]["color"]  # though OpenVINO beats all of it
+
+
+def test_what_is_not_valid_beats_nothing_and_is_hollow_and_named_so(summary: Summary) -> None:
+    target = {
+        "target": "t",
+        "rows": [
+            {"arm": "int8", "precision": "int8", "p50_ms": 1.0, "top1": 0.9, "valid": False, "latency_ecdf_ms": [1.0]},
+            {"arm": "bf16", "precision": "bf16", "p50_ms": 1.5, "top1": 0.8, "valid": False, "latency_ecdf_ms": [1.5]},
+            {"arm": "fp32", "precision": "fp32", "p50_ms": 2.0, "top1": 0.9, "valid": True, "latency_ecdf_ms": [2.0]},
+            {"arm": "slow", "precision": "fp32", "p50_ms": 3.0, "top1": 0.9, "valid": False, "latency_ecdf_ms": [3.0]},
+        ],
+    }
+
+    pareto, ecdf = pareto_figure([target]), ecdf_figure(target)
+
+    assert pareto is not None
+    assert ecdf is not None
+    line, markers = pareto["data"]
+    assert line["x"] == [2.0]
+    assert markers["marker"]["color"] == ["var(--int8)", "var(--half)", "var(--fp32)", "var(--dominated)"]
+    assert markers["marker"]["symbol"] == ["circle-open", "circle-open", "circle", "circle-open"]
+    assert markers["text"] == ["", "", "fp32", ""]
+    names = ["int8 (not valid)", "bf16 (not valid)", "fp32", "slow (not valid)"]
+    assert markers["customdata"] == [trace["name"] for trace in ecdf["data"]] == names
+
+
+def test_a_target_without_a_valid_row_has_no_front() -> None:
+    row = {"arm": "int8", "precision": "int8", "p50_ms": 1.0, "top1": 0.9, "valid": False}
+
+    figure = pareto_figure([{"target": "t", "rows": [row, {**row, "p50_ms": 2.0}]}])
+
+    assert figure is not None
+    line, markers = figure["data"]
+    assert line["x"] == []
+    assert markers["text"] == ["", ""]
+    assert markers["marker"]["color"] == ["var(--int8)"] * 2
+
+
+def test_times_that_no_clock_can_have_measured_are_in_no_figure() -> None:
+    rows = [{"arm": "a", "latency_ecdf_ms": [0.0, -1.0, 2.0]}, {"arm": "b", "latency_ecdf_ms": [0.0]}]
+
+    figure = ecdf_figure({"rows": rows})
+
+    assert figure is not None
+    assert [(trace["name"], trace["x"]) for trace in figure["data"]] == [("a", [2.0])]
+    assert ecdf_figure({"rows": rows[1:]}) is None
+    assert pareto_figure([{"target": "t", "rows": [{"arm": "a", "p50_ms": -1.0, "top1": 0.9}]}]) is None
+
+
+@pytest.mark.parametrize(("valid", "marked"), [(True, "0.595"), (False, "0.595 (not valid)")])
+def test_the_readmes_table_marks_a_latency_that_is_not_valid(valid: bool, marked: str) -> None:
+    summary = json.loads((FIXTURE.parents[2] / "docs/results/fashion_mnist.json").read_text(encoding="utf-8"))
+    teacher = next(row for row in summary["targets"][0]["rows"] if row["arm"] == "teacher fp32")
+    teacher["valid"] = valid
+
+    assert f" {marked} |" in headline(summary)
 
 
 def test_ecdf_rises_to_all_calls(summary: Summary) -> None:

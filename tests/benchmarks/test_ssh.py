@@ -24,7 +24,7 @@ from benchmarks import board, ssh
 from benchmarks.board import BOOT, SUPERVISOR, Board, Tree
 from benchmarks.devices import Local
 from benchmarks.ssh import Ssh
-from benchmarks.ssh_login import Address
+from benchmarks.ssh_login import Address, SshLink, _connection
 from targets.errors import DeviceError, RecipeError
 
 ADDRESS = Address("board", "ann")
@@ -297,8 +297,8 @@ def family_of(path: Path) -> list[int]:
 def at_work(home: Path, links: list[Pipe], tmp_path: Path) -> Iterator[Callable[[Callable[[Pipe], object]], Exception]]:
     """Let something happen to the link while a family of processes runs there; returns how the command ended."""
 
-    def happen(event: Callable[[Pipe], object]) -> Exception:
-        device, pids = make_device(home, links), tmp_path / "pids"
+    def happen(event: Callable[[Pipe], object], **changed: Any) -> Exception:
+        device, pids = make_device(home, links, **changed), tmp_path / "pids"
         ended: list[Exception] = []
 
         def work() -> None:
@@ -334,6 +334,25 @@ def test_nothing_runs_on_when_the_connection_drops(at_work: Callable[..., Except
 
 def test_nothing_runs_on_when_the_supervisor_is_told_to_end(at_work: Callable[..., Exception], home: Path) -> None:
     at_work(lambda link: link.process.terminate())
+
+    assert lent(home) == []
+
+
+@pytest.mark.parametrize("event", ["drops", "told to end"])
+def test_a_signal_while_a_session_ends_leaves_nothing_behind(
+    event: str, at_work: Callable[..., Exception], home: Path, links: list[Pipe], tmp_path: Path
+) -> None:
+    patch = (
+        "import os, signal; kill = os.killpg; "
+        "os.killpg = lambda *args: (kill(*args), os.kill(os.getpid(), signal.SIGTERM))"
+    )
+    python = patched_python(tmp_path / "python3", patch)
+
+    def connect() -> Pipe:
+        links.append(Pipe(home, python if not links else sys.executable))
+        return links[-1]
+
+    at_work(lambda link: link.stdin.close() if event == "drops" else link.process.terminate(), connect=connect)
 
     assert lent(home) == []
 
@@ -547,6 +566,22 @@ def test_space_is_made_of_what_no_session_needs(home: Path, links: list[Pipe], t
     assert [path.read_bytes() for path in kept(home)] == [b"new " * 10]
 
 
+def test_what_another_session_made_room_of_is_sent_again(home: Path, links: list[Pipe], tmp_path: Path) -> None:
+    with make_device(home, links) as device:
+        device.put(folder_of(tmp_path / "model", compiled_json=b"the same"))
+        patch = (
+            'import shutil, collections, os; free = collections.namedtuple("F", "free"); '
+            f'shutil.disk_usage = lambda path: free(10 if os.listdir("{home / "cache/edgestill/objects"}") else 10**9)'
+        )
+        with with_python(home, patched_python(tmp_path / "python3", patch)) as other:
+            other.put(folder_of(tmp_path / "large", compiled_json=b"new " * 10))
+
+        again = folder_of(tmp_path / "again", compiled_json=b"the same", more=b"more")
+        device.get(device.put(again), tmp_path / "back")
+
+    assert (tmp_path / "back" / "compiled.json").read_bytes() == b"the same"
+
+
 def test_a_board_that_was_started_anew_meanwhile_is_told_apart(home: Path, tmp_path: Path) -> None:
     patch = 'from pathlib import Path; Path.read_text = lambda path: "another boot"'
     pythons = [sys.executable, patched_python(tmp_path / "python3", patch)]
@@ -594,7 +629,7 @@ def test_a_board_cannot_write_outside_what_is_fetched(name: str, tmp_path: Path)
 
 
 @given(
-    host=st.from_regex(r"[a-z][a-z0-9.-]{0,20}", fullmatch=True),
+    host=st.from_regex(r"[A-Za-z][A-Za-z0-9.-]{0,20}|[0-9A-Fa-f]{1,4}::[0-9A-Fa-f]{1,4}", fullmatch=True),
     user=st.none() | st.from_regex(r"[a-z][a-z0-9_-]{0,8}", fullmatch=True),
     port=st.none() | st.integers(1, 65535),
 )
@@ -602,6 +637,43 @@ def test_an_address_is_read_as_it_is_written(host: str, user: str | None, port: 
     address = Address(host, user, port)
 
     assert Address.parse(str(address)) == address
+
+
+def test_an_alias_with_capitals_is_found_and_its_host_is_looked_up_in_small_letters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "config").write_text("Host JetsonNano\n  HostName Nano.Local\n  User ann\n")
+
+    named, unnamed = (_connection("orin", Address.parse(f"ssh://{name}")) for name in ("JetsonNano", "Other.Local"))
+
+    assert (named.host, named.user) == ("nano.local", "ann")
+    assert unnamed.host == "other.local"  # OpenSSH writes it so into known_hosts
+
+
+def test_an_upload_may_stall_as_long_as_the_board_may_be_silent() -> None:
+    class Channel:
+        def __init__(self) -> None:
+            self.timeout_s, self.sent = 0.0, list[float]()
+
+        def settimeout(self, timeout_s: float) -> None:
+            self.timeout_s = timeout_s
+
+        def recv(self, size: int) -> bytes:
+            raise TimeoutError
+
+        def sendall(self, data: bytes) -> None:
+            self.sent.append(self.timeout_s)
+
+    channel: Any = Channel()
+    link = SshLink(None, channel, 60.0)  # type: ignore[arg-type]
+    with pytest.raises(TimeoutError):
+        link.receive(5.0)
+
+    link.send(b"x")
+
+    assert channel.sent == [60.0]
 
 
 @pytest.mark.parametrize(

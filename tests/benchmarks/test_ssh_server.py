@@ -277,6 +277,13 @@ def test_the_persons_own_configuration_names_host_user_port_and_key(board: Board
         assert said(device, "print(1)") == "1\n"
 
 
+def test_a_host_is_known_however_its_name_is_written(board: Board) -> None:
+    board.know(board.server.known_hosts_line().replace("127.0.0.1", "localhost"))
+
+    with Ssh(name="orin", address=Address("LocalHost", "root", board.server.port), python=sys.executable) as device:
+        assert said(device, "print(1)") == "1\n"
+
+
 def test_the_key_of_a_jump_host_is_checked_as_well(board: Board, tmp_path: Path) -> None:
     jump = Server(tmp_path / "jump")
     try:
