@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from benchmarks.profile_report import Profile
     from benchmarks.report import render_report
     from benchmarks.selftest import SelfTest
+    from pipeline.ablation.report import AblationReport
+    from pipeline.ablation.run import ablate_recipe
     from pipeline.bring_your_own import bench_model, compile_model, lint_model, quantize_model
     from pipeline.bundles import bundle_schema, pack_bundle, portable_bundle, sign_bundle
     from pipeline.compare_models import compare_models, selftest_model
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AblationReport",
     "BenchReport",
     "BudgetError",
     "Comparison",
@@ -67,6 +70,7 @@ __all__ = [
     "SelfTest",
     "TargetError",
     "TrainingError",
+    "ablate_recipe",
     "accept_change",
     "add_to_history",
     "bench_model",
@@ -105,6 +109,8 @@ _HOMES = {
     "benchmarks.profile_report": ("Profile",),
     "benchmarks.report": ("render_report",),
     "benchmarks.selftest": ("SelfTest",),
+    "pipeline.ablation.run": ("ablate_recipe",),
+    "pipeline.ablation.report": ("AblationReport",),
     "pipeline.bring_your_own": ("bench_model", "compile_model", "lint_model", "quantize_model"),
     "pipeline.bundles": ("bundle_schema", "pack_bundle", "portable_bundle", "sign_bundle"),
     "pipeline.compare_models": ("compare_models", "selftest_model"),

@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PLACE = re.compile(r"(<!-- results: python -m (benchmarks\.\S+ .*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- results: python -m ((?:benchmarks|pipeline)\.\S+ .*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def documents() -> list[Path]:

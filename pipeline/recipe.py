@@ -1,5 +1,6 @@
 """The recipe: everything that one run of the pipeline is told. What all trainings share stands in recipe_training.py, the
-section of distillation in recipe_distill.py; how a file is read and refused in recipe_file.py; the rest here.
+sections of distillation and ablation in recipe_distill.py and recipe_ablation.py; how a file is read and refused in
+recipe_file.py; the rest here.
 
 Imports no torch, so that `edgestill recipe validate` answers at once. Unknown keys are refused with the nearest known
 one; values are checked here and nowhere else. Lengths are epochs, learning rates are per step, accuracies are fractions.
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from pipeline.recipe_ablation import AblationConfig, ShiftConfig, check_arms
 from pipeline.recipe_distill import (
     AssistantConfig,
     CrossEntropyConfig,
@@ -38,6 +40,7 @@ from targets.errors import RecipeError
 __all__ = [
     "FIRST_RECIPE",
     "SCHEMA_VERSION",
+    "AblationConfig",
     "Arguments",
     "AssistantConfig",
     "AugmentConfig",
@@ -61,6 +64,7 @@ __all__ = [
     "QuantizeConfig",
     "Recipe",
     "Section",
+    "ShiftConfig",
     "SoftLoss",
     "TargetConfig",
     "TeacherConfig",
@@ -97,6 +101,13 @@ class DataConfig(Section):
     image_size: Count | None = Field(None, description="pixels; image_folder only: the side of the centre crop")
     validation: Fraction = Field(
         0.1, description="share of the training part held out for every choice; 0: no choice is made"
+    )
+    train_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0,
+        description="share of the train split that is kept, the same in every class; the others are used by nothing",
+    )
+    label_noise: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="share of the train labels replaced by another class, uniformly; other splits keep theirs"
     )
     calibration: Count = Field(512, description="training samples that set the quantizers' ranges")
     test: Fraction = Field(0.2, description="share held out for testing where the data have no test part of their own")
@@ -211,6 +222,7 @@ class Recipe(Section):
     targets: Annotated[tuple[TargetConfig, ...], Field(min_length=1)]
     gate: GateConfig = GateConfig()
     bench: BenchConfig = BenchConfig()
+    ablation: AblationConfig = AblationConfig()
 
     @model_validator(mode="after")
     def _choices_have_data(self) -> Recipe:
@@ -228,6 +240,7 @@ class Recipe(Section):
         names = [(target.name, target.device, target.scheme, str(target.options)) for target in self.targets]
         if len(set(names)) != len(names):
             raise ValueError("targets: the same target stands there twice with the same device, scheme and options")
+        check_arms(self.ablation.arms, self.distill)
         return self
 
 

@@ -73,7 +73,7 @@ class Steps:
             partial(TrainedModel, stage="teacher"),
             "teacher",
             self._key(config),
-            [data, *_own_digests(config.checkpoint, config.model)],
+            [data, *own_digests(config.checkpoint, config.model)],
             lambda out: stages.teacher.train_teacher(config, data, out, self.how),
             module="pipeline.stages.teacher",
         )
@@ -93,7 +93,7 @@ class Steps:
             partial(TrainedModel, stage="distill"),
             f"assistant-{number}",
             self._key(config),
-            [data, tutor, *_own_digests(config.checkpoint, config.model)],
+            [data, tutor, *own_digests(config.checkpoint, config.model)],
             lambda out: stages.distill.train_assistant(config, student, data, tutor, out, self.how),
             module="pipeline.stages.distill",
         )
@@ -120,7 +120,7 @@ class Steps:
             partial(TrainedModel, stage="distill"),
             "distill",
             self._key(config),
-            [*given, *_own_digests(config.checkpoint, config.model, config.loss)],
+            [*given, *own_digests(config.checkpoint, config.model, config.loss)],
             lambda out: stages.distill.distill(config, data, teacher, out, self.how, labels),
             module="pipeline.stages.distill",
         )
@@ -223,7 +223,7 @@ class Steps:
             Verdict,
             f"verdict-{name}",
             {"target": _plain(target), "gate": _plain(self.recipe.gate)},
-            [data, *models, *scores, compiled, measured, *_own_digests(None, self.recipe.gate.metric)],
+            [data, *models, *scores, compiled, measured, *own_digests(None, self.recipe.gate.metric)],
             lambda out: stages.verdict.judge(
                 target, self.recipe.gate, data, models, scores, compiled, measured, out, self.how
             ),
@@ -310,7 +310,7 @@ def _plain(config: BaseModel) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def _own_digests(checkpoint: Path | None, *references: str | None) -> list[str]:
+def own_digests(checkpoint: Path | None, *references: str | None) -> list[str]:
     """What a person brings enters the key by its content: a checkpoint, and the file of a `python:` module."""
     if checkpoint is not None and not checkpoint.is_file():
         raise RecipeError(f"checkpoint {checkpoint}: there is no such file. Give its path from {Path.cwd()}.")

@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 
 # The verbs register themselves when they are imported, in the order of the help.
 # isort: off
-from pipeline.cli import recipes, models, bundles, measuring, history  # noqa: F401
+from pipeline.cli import recipes, ablation, models, bundles, measuring, history  # noqa: F401
 
 # isort: on
 from pipeline.cli.app import app, shown

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.stages import (
+        ablation_score,
         bundle,
         data,
         deploy,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ablation_score",
     "bundle",
     "data",
     "deploy",

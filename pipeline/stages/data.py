@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.device.preprocess import geometric
+from pipeline.learning.label_noise import with_noise
 from pipeline.learning.sources import Arrays, Files, Part, Source, locate, read_source
 from pipeline.learning.sources.image_file import inspect, read_image
 from pipeline.progress import Progress, Quiet
@@ -60,14 +61,18 @@ def prepare_data(
     with warnings.catch_warnings():
         # What Pillow warns of either decodes or is an error, and stands in `skipped`.
         warnings.filterwarnings("ignore", module="PIL")
-        _prepare(config, np.random.default_rng([seed, 0]), out_dir, allow_code, progress or Quiet())
+        _prepare(config, seed, out_dir, allow_code, progress or Quiet())
 
 
-def _prepare(config: DataConfig, rng: np.random.Generator, out_dir: Path, allow_code: bool, progress: Progress) -> None:
+def _prepare(config: DataConfig, seed: int, out_dir: Path, allow_code: bool, progress: Progress) -> None:
+    # A generator each: neither condition changes how the data are divided, nor the other.
+    rng, share_rng, noise_rng = (np.random.default_rng([seed, stream]) for stream in range(3))
     with progress.task(f"reading {config.source}"):
         source = read_source(config, allow_code=allow_code)
     pre, source, skipped = _preprocessing(config, source, progress)
-    part, test, split = divide(config, source, rng)
+    part, test, split = divide(config, source, rng, share_rng)
+    labels_N, num_noisy = with_noise(part.labels_N, split.train, config.label_noise, len(source.classes), noise_rng)
+    part = replace(part, labels_N=labels_N)
     _check_divided(config, source.classes, part, test, split)
     histogram_CV = _pixel_histogram(part, split.train, pre, rng, config.workers, progress)
     mean, std = moments(histogram_CV, config.source)
@@ -92,6 +97,12 @@ def _prepare(config: DataConfig, rng: np.random.Generator, out_dir: Path, allow_
         "num_validation": len(split.validation),
         "num_calibration": len(split.calibration),
         "num_test": len(test.labels_N),
+        "condition": {
+            "train_share": config.train_share,
+            "label_noise": config.label_noise,
+            "num_noisy_labels": num_noisy,
+            "seed": seed,
+        },
         "workers": config.workers,
         "augment": _augment(config, source, height),
         "skipped": skipped,
@@ -100,9 +111,12 @@ def _prepare(config: DataConfig, rng: np.random.Generator, out_dir: Path, allow_
     write_json(out_dir / "data.json", described)
 
 
-def divide(config: DataConfig, source: Source, rng: np.random.Generator) -> tuple[Part, Part, Split]:
+def divide(
+    config: DataConfig, source: Source, rng: np.random.Generator, share_rng: np.random.Generator
+) -> tuple[Part, Part, Split]:
     """The training part, the test part and the split of the first. What a set divides itself is kept as it is, but for
-    `validation: 0`, which trains on its validation part too."""
+    `validation: 0`, which trains on its validation part too. Below a `train_share` of 1 the train samples that are not kept
+    are in no split; test and validation are those of a share of 1."""
     part, test = source.train, source.test
     if test is None:
         held_out = stratified(part.labels_N, round(config.test * len(part.labels_N)), rng)
@@ -115,6 +129,8 @@ def divide(config: DataConfig, source: Source, rng: np.random.Generator) -> tupl
     if source.validation is not None:
         part = _join(part, source.validation)
     train = _others(validation, len(part.labels_N))
+    if config.train_share < 1:
+        train = train[stratified(part.labels_N[train], round(config.train_share * len(train)), share_rng)]
     chosen = stratified(part.labels_N[train], min(config.calibration, len(train)), rng)
     return part, test, Split(train, validation, train[chosen])
 
@@ -208,7 +224,7 @@ def _check_divided(config: DataConfig, classes: tuple[str, ...], part: Part, tes
     if not num_samples_K.all():
         raise DataError(
             f"{config.source}: class {classes[int(num_samples_K.argmin())]!r} has no training sample after the split. "
-            "Add samples, or lower data.validation and data.test."
+            "Add samples, lower data.validation and data.test, or mend data.train_share and data.label_noise."
         )
 
 

@@ -6,13 +6,13 @@ lies within half a point. `too few seeds`: neither, and how many would decide. D
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import numpy.typing as npt
+from scipy import special
 
 from benchmarks.statistics import Interval, holm
 from targets.errors import RecipeError
@@ -46,15 +46,23 @@ def verdicts(differences: Mapping[str, Sequence[float]]) -> list[ArmVerdict]:
             f"arm '{lonely[0]}' has fewer than two seeds: there is no spread to judge by. Give five or more."
         )
     adjusted = holm([_p(values) for values in differences.values()])
-    return [_judged(arm, values, p) for (arm, values), p in zip(differences.items(), adjusted, strict=True)]
+    return [
+        _judged(arm, values, p, len(adjusted)) for (arm, values), p in zip(differences.items(), adjusted, strict=True)
+    ]
 
 
 def half_width(sd: float, num_seeds: int) -> float:
     """Of the 95 % t interval of a mean."""
-    return float(stats.t.ppf(1 - ALPHA / 2, num_seeds - 1)) * sd / math.sqrt(num_seeds)
+    return float(_half_widths(sd, np.array([num_seeds]), ALPHA)[0])
 
 
-def _judged(arm: str, values: Sequence[float], p: float) -> ArmVerdict:
+def _half_widths(sd: float, num_seeds: npt.NDArray[np.int64], alpha: float) -> npt.NDArray[np.float64]:
+    """Of t intervals that miss in a share `alpha`, for so many seeds each."""
+    reach: npt.NDArray[np.float64] = special.stdtrit(num_seeds - 1, 1 - alpha / 2) * sd / np.sqrt(num_seeds)
+    return reach
+
+
+def _judged(arm: str, values: Sequence[float], p: float, num_arms: int) -> ArmVerdict:
     n, mean, sd = len(values), float(np.mean(values)), float(np.std(values, ddof=1))
     reach = half_width(sd, n)
     low, high = mean - reach, mean + reach
@@ -64,7 +72,7 @@ def _judged(arm: str, values: Sequence[float], p: float) -> ArmVerdict:
         verdict = NO_DIFFERENCE
     else:
         verdict = TOO_FEW
-    needed = _seeds_needed(mean, sd, n) if verdict == TOO_FEW else None
+    needed = _seeds_needed(mean, sd, n, num_arms) if verdict == TOO_FEW else None
     return ArmVerdict(arm=arm, num_seeds=n, mean=mean, ci95=(low, high), p=p, verdict=verdict, seeds_needed=needed)
 
 
@@ -72,10 +80,15 @@ def _p(values: Sequence[float]) -> float:
     """Two-sided, of the paired t test. Without any spread the mean decides."""
     if len(set(values)) == 1:
         return 1.0 if values[0] == 0 else 0.0
-    return float(stats.ttest_1samp(values, 0.0).pvalue)
+    t = np.mean(values) * np.sqrt(len(values)) / np.std(values, ddof=1)
+    return float(2 * special.stdtr(len(values) - 1, -abs(t)))
 
 
-def _seeds_needed(mean: float, sd: float, num_seeds: int) -> int | None:
-    """The fewest with an interval that excludes zero or lies within half a point, were mean and spread the true ones."""
-    reach = max(abs(mean), NEGLIGIBLE - abs(mean))
-    return next((n for n in range(num_seeds + 1, MAX_SEEDS + 1) if half_width(sd, n) < reach), None)
+def _seeds_needed(mean: float, sd: float, num_seeds: int, num_arms: int) -> int | None:
+    """The fewest that decide, were mean and spread the true ones: an interval within half a point, or one that excludes zero even
+    at Holm's hardest share of errors, alpha over the number of arms."""
+    more = np.arange(num_seeds + 1, MAX_SEEDS + 1)
+    is_apart = _half_widths(sd, more, ALPHA / num_arms) < abs(mean)
+    is_level = _half_widths(sd, more, ALPHA) < NEGLIGIBLE - abs(mean)
+    deciding = more[is_apart | is_level]
+    return int(deciding[0]) if len(deciding) else None

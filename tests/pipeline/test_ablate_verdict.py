@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.ablation_verdict import HELPS, HURTS, NO_DIFFERENCE, TOO_FEW, half_width, verdicts
+from pipeline.ablation.verdict import HELPS, HURTS, NO_DIFFERENCE, TOO_FEW, half_width, verdicts
 from targets.errors import RecipeError
 
 SEED_SD = 0.003  # of a difference between two arms of ResNet-20 size on CIFAR-10
@@ -51,6 +51,30 @@ def test_the_seeds_that_are_said_to_decide_do_and_one_fewer_do_not(values: list[
     sd, reach = float(np.std(values, ddof=1)), max(abs(found.mean), 0.005 - abs(found.mean))
     assert half_width(sd, found.seeds_needed) < reach
     assert found.seeds_needed == len(values) + 1 or half_width(sd, found.seeds_needed - 1) >= reach
+
+
+@given(mean=st.floats(0.002, 0.02), sd=st.floats(0.002, 0.03), num_others=st.integers(0, 9))
+@settings(deadline=None, max_examples=40)
+def test_that_many_seeds_decide_though_the_arm_is_one_of_many(mean: float, sd: float, num_others: int) -> None:
+    others = {f"other {i}": [0.0, 0.0] for i in range(num_others)}
+    found = verdicts({"arm": spread_out(mean, sd, 3), **others})[0]
+    needed = found.seeds_needed
+    if needed is None:
+        return
+
+    with_them, with_one_fewer = (
+        verdicts({"arm": spread_out(mean, sd, n), **others})[0].verdict for n in (needed, max(needed - 1, 3))
+    )
+
+    assert with_them != TOO_FEW
+    assert with_one_fewer == TOO_FEW
+
+
+def spread_out(mean: float, sd: float, num_seeds: int) -> list[float]:
+    """So many values of exactly that mean and standard deviation."""
+    even = np.linspace(-1, 1, num_seeds)
+    values: list[float] = (mean + sd * even / np.std(even, ddof=1)).tolist()
+    return values
 
 
 def test_the_more_arms_the_more_a_claim_must_show() -> None:
