@@ -19,24 +19,24 @@ from benchmarks.device.measure import PRESETS
 from benchmarks.device.record import Record
 from benchmarks.device.verify import check_machine
 from benchmarks.pack import FIRST_RUN
+from benchmarks.recording import NEVER_VALID
 from benchmarks.records import write_records
 from pipeline.calibration import Calibration, read_calibration
 from pipeline.gates import ERROR_OF_GATE, Gate, first_failure, lint_gate, placement_gate, why_not
 from pipeline.graphs.files import HALF_DIALECTS, describe, read_graph
 from pipeline.onnx_ladder import Climb, Demands, Rung, climb
-from pipeline.own_graph import check_runs, float_graph, import_fixed, import_float
+from pipeline.own_graph import check_runs, float_graph, import_float
 from pipeline.own_model import compiled_in
 from pipeline.progress import Progress, Quiet
 from pipeline.recipe import TargetConfig
 from pipeline.schemes import dialect_of, scheme_of
 from pipeline.verb_reports import MIB, BenchReport, CompileReport, LintReport, QuantizeReport, Row, row_of
-from pipeline.workbench import REPORT_FILE, Workbench, whole_directory
+from pipeline.workbench import INT8, REPORT_FILE, Workbench, whole_directory
 from targets import make_target
 from targets.base import CompiledModel, Exported, Placement, write_json
 from targets.errors import EdgestillError, MeasurementError, RecipeError
 from targets.lint import Finding, lint
 
-INT8 = "int8"
 ADVICE = {
     "lint": "Mend what the findings name, or let `edgestill quantize` make the graph from the float model for this target.",
     "compile": "Export the model with other operators, take another target, or stay with float.",
@@ -159,11 +159,8 @@ def compile_model(
     with whole_directory(out_dir, "compile", keep=(model,)) as partial, tempfile.TemporaryDirectory() as scratch:
         bench = Workbench.open(target, options or {}, Path(scratch))
         with progress.task(f"compile for {target}"):
-            half = make_target(target, options or {}).dialect in HALF_DIALECTS
-            exported = import_fixed(model, Path(scratch) / "exported", half=half)
-            wanted = precision or (INT8 if exported.scheme else "fp32")
+            exported, wanted, placement = bench.compile_given(model, precision, Path(scratch), partial)
             findings = _findings(exported, target) if wanted == INT8 else ()
-            placement = bench.compile(exported, wanted, partial)
         gates = _int8_gates(findings, placement, min_int8_share) if wanted == INT8 else []
         compiled = CompiledModel.load(partial)
         report = CompileReport(
@@ -214,11 +211,9 @@ def bench_model(
     with whole_directory(out_dir, "bench", keep=order.keep) as partial, tempfile.TemporaryDirectory() as scratch:
         bench = Workbench.open(target, order.options, Path(scratch))
         if compiled_dir is None:
-            half = make_target(target, order.options).dialect in HALF_DIALECTS
-            exported = import_fixed(model, Path(scratch) / "exported", half=half)
-            arms = _compile_all(bench, exported, order, partial)
+            arms, notes = _compile_all(bench, bench.take_in(model, Path(scratch)), order, partial)
         else:
-            arms = [Arm(compiled.precision, compiled_dir, placement=bench.placement(compiled_dir))]
+            arms, notes = [Arm(compiled.precision, compiled_dir, placement=bench.placement(compiled_dir))], ()
         records = _measure(bench, arms, order, partial)
         report = BenchReport(
             out_dir=out_dir,
@@ -226,6 +221,7 @@ def bench_model(
             target=target,
             preset=preset,
             rows=_rows(arms, records),
+            notes=notes,
             failure=_untrustworthy(records) if strict else None,
         )
         write_json(partial / REPORT_FILE, report.to_json())
@@ -266,7 +262,7 @@ def _quantize(job: Climb, order: Order, out_dir: Path, scratch: Path) -> Quantiz
         num_calibration=len(job.calibration.samples),
         num_held_out=len(job.calibration.held_out),
         calibration=job.calibration.how,
-        notes=job.calibration.notes,
+        notes=(*job.calibration.notes, *proof.notes),
         rungs=tuple(rung.to_json() for rung in rungs),
         findings=last.findings,
         differences=last.differences,
@@ -286,20 +282,19 @@ class Proof:
     rows: tuple[Row, ...] = ()
     ships: str | None = None
     why: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def _measured(job: Climb, last: Rung, order: Order, out_dir: Path) -> Proof:
     """Compile float in every precision of the target and measure INT8 against it."""
     if last.placement is None or job.bench is None:
         return Proof()
-    placements = {INT8: last.placement}
     with order.progress.task(f"compile float for {order.target}"):
-        for precision in job.bench.float_precisions:
-            placements[precision] = job.bench.compile(job.floats, precision, out_dir / "compiled" / precision)
-    arms = _arms(placements, out_dir / "compiled")
+        floats, notes = job.bench.compile_floats(job.floats, out_dir / "compiled")
+    arms = _arms({INT8: last.placement, **floats}, out_dir / "compiled")
     records = _measure(job.bench, arms, order, out_dir)
     ships, why = _faster(records)
-    return Proof(rows=_rows(arms, records), ships=ships, why=why)
+    return Proof(rows=_rows(arms, records), ships=ships, why=why, notes=notes)
 
 
 def _write_kit(job: Climb, last: Rung, order: Order, out_dir: Path) -> Proof:
@@ -321,12 +316,16 @@ def _write_kit(job: Climb, last: Rung, order: Order, out_dir: Path) -> Proof:
     )
 
 
-def _compile_all(bench: Workbench, exported: Exported, order: Order, out_dir: Path) -> list[Arm]:
-    """A Q/DQ graph as INT8, a float graph in each float precision of the target."""
-    precisions = (INT8,) if exported.scheme else bench.float_precisions
+def _compile_all(
+    bench: Workbench, exported: Exported, order: Order, out_dir: Path
+) -> tuple[list[Arm], tuple[str, ...]]:
+    """A Q/DQ graph as INT8, a float graph in each float precision of the target; and which of them cannot be built."""
+    compiled_dir = out_dir / "compiled"
     with order.progress.task(f"compile for {order.target}"):
-        placements = {name: bench.compile(exported, name, out_dir / "compiled" / name) for name in precisions}
-    return _arms(placements, out_dir / "compiled")
+        if exported.scheme:
+            return _arms({INT8: bench.compile(exported, INT8, compiled_dir / INT8)}, compiled_dir), ()
+        placements, refused = bench.compile_floats(exported, compiled_dir)
+    return _arms(placements, compiled_dir), tuple(refused)
 
 
 def _measure(bench: Workbench, arms: Sequence[Arm], order: Order, out_dir: Path) -> dict[str, Record]:
@@ -354,12 +353,22 @@ def _rows(arms: Sequence[Arm], records: Mapping[str, Record]) -> tuple[Row, ...]
 
 
 def _faster(records: Mapping[str, Record]) -> tuple[str, str]:
-    """(what ships, why): INT8 ships where it is faster than the fastest float."""
+    """(what ships, why): INT8 ships where it is faster than the fastest float, and, told so, where no record may decide."""
     floats = {name: record for name, record in records.items() if name != INT8}
     fastest = min(floats, key=lambda name: floats[name].summary.p25_us)
+    if (doubt := _doubt([records[INT8], floats[fastest]])) is not None:
+        return INT8, f"INT8 ships, but whether it is faster than {fastest} was not judged: {doubt}"
     speed = compare_speed(records[INT8], floats[fastest])
     told = f"INT8 takes {1 / speed.ratio:.2f} of the time of {fastest}, the fastest float ({speed.basis})"
     return (INT8, f"INT8 ships: {told}") if speed.faster else (fastest, f"float ships ({fastest}): {told}")
+
+
+def _doubt(records: Sequence[Record]) -> str | None:
+    """Why these records decide nothing. Preset smoke makes no claim to trust, so a disturbance is let pass there; a record
+    that no launch can make valid (emulated, slowed on purpose) never is."""
+    never = any(flag.startswith(NEVER_VALID) for record in records for flag in record.validity.flags[:1])
+    smoke = all(record.scenario.preset == "smoke" for record in records)
+    return None if smoke and not never else untrustworthy(records)
 
 
 def _check_share(min_int8_share: float) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.statistics import mcnemar_exact_p, paired_difference, wilson_interval
+from pipeline.learning.own_code import score
 from pipeline.mistakes import where_teacher_errs
 from targets.errors import ModelError
 
@@ -45,14 +46,14 @@ def ledger(hops: Sequence[Hop], labels_N: Labels, metric: Metric | None = None) 
     """Rows in the order of the hops. Fractions for accuracies, nats for KL, class ids (N,) for labels; `metric` is one of the
     person's own, scored beside top-1.
 
-    Raises ModelError where a hop's logits are no numbers or of another shape than its samples.
+    Raises ModelError where a hop's logits are no numbers or of another shape than its samples, RecipeError where `metric` fails.
     """
     rows = []
     for position, hop in enumerate(hops):
         _check(hop, len(labels_N))
         previous = _previous(hops, position)
         labels = labels_N if hop.index_N is None else labels_N[hop.index_N]
-        own = None if metric is None else float(metric(hop.logits_NK, labels))
+        own = None if metric is None else score(metric, f"gate.metric, hop {hop.hop}", hop.logits_NK, labels)
         rows.append({**_row(hop, previous, hops[0], labels), "metric": own})
     return rows
 

@@ -17,6 +17,7 @@ from pipeline.calibration import Calibration, Sample
 from pipeline.differences import Answers, OutputDifference, differences
 from pipeline.gates import Gate, first_failure, lint_gate, placement_gate
 from pipeline.graphs.proof import REWRITES_FILE, node_by_node
+from pipeline.learning.own_code import score
 from pipeline.progress import Progress
 from pipeline.workbench import Workbench
 from targets.base import Exported, Placement, read_json
@@ -183,7 +184,8 @@ def _placement_gate(demands: Demands, placement: Placement) -> Gate:
 def likeness_gate(demands: Demands, expected: Answers, answers: Answers) -> Gate:
     """Agreement, cosine or the person's own metric, on the samples that no range was set with."""
     if demands.metric is not None:
-        value, limit, what = float(demands.metric(expected, answers)), demands.min_metric, "the person's own metric"
+        value, limit = score(demands.metric, "--metric", expected, answers), demands.min_metric
+        what = "the person's own metric"
     else:
         rows = differences(IN_ALL, FLOAT_GRAPH, expected, answers)
         if len(rows) == 1 and rows[0].agreement is not None:
@@ -206,7 +208,7 @@ def _layers_to_leave(job: Climb) -> tuple[str, ...]:
     from pipeline.stages.quantize_onnx import prepare, quantize_prepared
 
     with job.progress.task("find the layers that cost the most"):
-        floats, samples = prepare(job.floats.model_path, job.calibration.samples)
+        floats, samples = prepare(job.floats.model_path, job.calibration.samples, job.demands.keep_float)
         quantized = quantize_prepared(floats, samples, job.scheme, keep_float=job.demands.keep_float)
         few = samples[:NUM_SENSITIVITY_SAMPLES]
         expected = answers_of(floats, few)

@@ -10,16 +10,15 @@ from pathlib import Path
 import onnx_ir as ir
 
 from pipeline.calibration import Calibration, Sample
-from pipeline.graphs.files import describe, export_graph, export_half, import_onnx, read_graph
+from pipeline.graphs.files import check_float, describe, export_graph, export_half, import_onnx, read_graph
 from targets.base import Exported
-from targets.errors import ModelError
+from targets.errors import ModelError, first_line
 
 
 def float_graph(model: Path) -> ir.Model:
     """Read a float graph; raises ModelError for what is quantized already."""
     graph = read_graph(model)
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.graph):
-        raise ModelError(f"{model} is quantized already. Compile or bench it as it is, or give the float model.")
+    check_float(graph, model)
     return graph
 
 
@@ -52,9 +51,8 @@ def check_runs(floats: Exported, sample: Sample) -> None:
         session.run(None, dict(sample))
     except Exception as error:  # ORT's errors share no base class but Exception
         told = ", ".join(f"'{name}' {array.dtype}{list(array.shape)}" for name, array in sample.items())
-        reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{floats.name}: ONNX Runtime cannot run it on {told}: {reason}. Mend the model or the samples."
+            f"{floats.name}: ONNX Runtime cannot run it on {told}: {first_line(error)}. Mend the model or the samples."
         ) from None
 
 

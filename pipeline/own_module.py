@@ -24,7 +24,7 @@ from pipeline.onnx_ladder import Demands
 from pipeline.progress import Progress, Quiet
 from pipeline.verb_reports import QuantizeReport
 from targets.base import Array
-from targets.errors import DataError, ModelError
+from targets.errors import DataError, ModelError, first_line
 
 OPSET = 17
 
@@ -145,9 +145,8 @@ def _export(model: nn.Module, example: Mapping[str, Tensor], path: Path) -> None
                 dynamic_axes={name: {0: "N"} for name in (*example, *output_names)},
             )
     except Exception as error:  # the model's own code runs here
-        reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{type(model).__name__} cannot be exported: {type(error).__name__}: {reason}. "
+            f"{type(model).__name__} cannot be exported: {type(error).__name__}: {first_line(error)}. "
             "Use operators that ONNX knows, and yield batches that the model takes."
         ) from error
 

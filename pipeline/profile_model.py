@@ -16,12 +16,9 @@ from benchmarks.devices import Local
 from benchmarks.pack import PROGRAM, pack_device_program
 from benchmarks.profile import add_to_records, arms_of, profile_compiled
 from benchmarks.profile_report import NUM_TOP, Profile
-from pipeline.graphs.files import HALF_DIALECTS
-from pipeline.own_graph import import_fixed
 from pipeline.own_model import compiled_in
 from pipeline.progress import Progress, Quiet
 from pipeline.workbench import Workbench
-from targets import make_target
 from targets.base import CompiledModel, write_json
 from targets.errors import RecipeError
 
@@ -82,7 +79,5 @@ def _compiled(
         return compiled_dir
     with progress.task(f"compile for {target}"):
         bench = Workbench.open(target, options, scratch)
-        half = make_target(target, options).dialect in HALF_DIALECTS
-        exported = import_fixed(model, scratch / "exported", half=half)
-        bench.compile(exported, precision or ("int8" if exported.scheme else "fp32"), scratch / "compiled")
+        bench.compile_given(model, precision, scratch, scratch / "compiled")
     return scratch / "compiled"

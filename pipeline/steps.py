@@ -31,7 +31,7 @@ from pipeline.artifacts import (
 )
 from pipeline.fleet import facts_of
 from pipeline.how import How
-from pipeline.learning.own_code import PREFIX
+from pipeline.learning.own_code import PREFIX, code_digest
 from pipeline.learning.sources import data_digest, factory, locate
 from pipeline.recipe import AssistantConfig, ModelConfig, Recipe, TargetConfig
 from pipeline.signing import signer_of
@@ -314,5 +314,7 @@ def own_digests(checkpoint: Path | None, *references: str | None) -> list[str]:
     """What a person brings enters the key by its content: a checkpoint, and the file of a `python:` module."""
     if checkpoint is not None and not checkpoint.is_file():
         raise RecipeError(f"checkpoint {checkpoint}: there is no such file. Give its path from {Path.cwd()}.")
-    code = [reference.removeprefix(PREFIX) for reference in references if reference and reference.startswith(PREFIX)]
-    return [sha256_file(path) for path in [*([checkpoint] if checkpoint else []), *map(factory.locate, code)]]
+    code = [reference for reference in references if reference and reference.startswith(PREFIX)]
+    for reference in code:
+        factory.locate(reference.removeprefix(PREFIX))  # one that is not there is refused before it is hashed
+    return [*([sha256_file(checkpoint)] if checkpoint else []), *map(code_digest, code)]

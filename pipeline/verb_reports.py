@@ -149,13 +149,15 @@ class BenchReport:
     target: str
     preset: str
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
     failure: EdgestillError | None = None
 
     def to_json(self) -> dict[str, Any]:
         return _document("bench", self)
 
     def text(self) -> str:
-        lines = [f"{self.model} on {self.target}", *_measured_lines(self.rows, self.preset)]
+        lines = [f"{self.model} on {self.target}", *(f"note  {one}" for one in self.notes)]
+        lines += _measured_lines(self.rows, self.preset)
         return "\n".join([*lines, f"written to {self.out_dir}"])
 
 

@@ -19,11 +19,14 @@ import numpy as np
 
 from benchmarks.devices import Device, Local, run_program
 from benchmarks.pack import PROGRAM, pack_device_program
+from pipeline.graphs.files import HALF_DIALECTS
+from pipeline.own_graph import import_fixed
 from targets import make_target
 from targets.base import Array, CompiledModel, Exported, Placement, read_json
 from targets.errors import IntegrityError, RecipeError, TargetError
 
 REPORT_FILE = "report.json"
+INT8, FP32 = "int8", "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,37 @@ class Workbench:
             raise TargetError(f"{target} is not installed on {device.name}. Run there: {offered['missing']}.")
         precisions = tuple(offered["float_precisions"])
         return cls(target=target, options=options, device=device, program=program, float_precisions=precisions)
+
+    def compile_given(
+        self, model: Path, precision: str | None, scratch_dir: Path, out_dir: Path
+    ) -> tuple[Exported, str, Placement]:
+        """Compile anybody's ONNX file: a Q/DQ graph as INT8, a float graph in `precision` (None: fp32). Returns what was
+        taken in, the precision, and where each layer runs."""
+        exported = self.take_in(model, scratch_dir)
+        wanted = precision or (INT8 if exported.scheme else FP32)
+        return exported, wanted, self.compile(exported, wanted, out_dir)
+
+    def take_in(self, model: Path, scratch_dir: Path) -> Exported:
+        """Anybody's graph as it is, with its float16 twin where the runtime computes in the types of the graph."""
+        half = make_target(self.target, self.options).dialect in HALF_DIALECTS
+        return import_fixed(model, scratch_dir / "exported", half=half)
+
+    def compile_floats(self, exported: Exported, out_dir: Path) -> tuple[dict[str, Placement], tuple[str, ...]]:
+        """Compile a float graph into out_dir/<precision> for each of `float_precisions`: (placements, what could not be).
+
+        A graph may hold what a shorter type does not; only where it does not compile in fp32 there is nothing to compare
+        with: raises TargetError.
+        """
+        placements: dict[str, Placement] = {}
+        refused = []
+        for precision in self.float_precisions:
+            try:
+                placements[precision] = self.compile(exported, precision, out_dir / precision)
+            except TargetError as error:
+                if precision == FP32:
+                    raise
+                refused.append(f"{precision} is not among the baselines: {error}")
+        return placements, tuple(refused)
 
     def compile(self, exported: Exported, precision: str, out_dir: Path) -> Placement:
         """Compile into `out_dir` and read where each layer runs. Raises TargetError in the runtime's own words."""

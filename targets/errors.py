@@ -68,3 +68,8 @@ class IntegrityError(EdgestillError):
     """A file is not the one that was written: a flipped byte, a truncated or a foreign file."""
 
     exit_code = 5
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, on one line of 200 characters at most, or its class: for the middle of a message of ours."""
+    return (" ".join(str(error).split())[:200] or type(error).__name__).rstrip(".")

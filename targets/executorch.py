@@ -32,13 +32,13 @@ from targets.base import (
     sha256_file,
 )
 from targets.checks import check_batch, check_precision, fill, smallest_batch
-from targets.errors import TargetError
+from targets.errors import TargetError, first_line
 from targets.executorch_inspector import layer_times, placements, read_program, read_trace
 
 PROGRAM_FILE = "model.pte"
 PINNED = "'executorch>=1.5.1,<1.6'"  # the module of its runtime has another name in other versions
 NEEDED = ("executorch", "torch")
-NEEDED_TO_COMPILE = (*NEEDED, "onnx")
+NEEDED_TO_COMPILE = (*NEEDED, "onnx", "onnxruntime")
 CPUINFO = Path("/proc/cpuinfo")
 # How far an answer may be from torch's own to the same graph, ||delta|| / ||answer - its mean||: kernels round in other orders,
 # and a rounding that falls the other way is a whole step. A dropped dequantization is off by about 1.
@@ -65,15 +65,16 @@ class ExecuTorch:
         return ("fp32", "fp16") if any(flags <= _cpu_flags() for flags in HALF_FLAGS) else ("fp32",)
 
     def compile(self, exported: Exported, out_dir: Path, precision: str) -> CompiledModel:
-        """Make the program, run it once, and hold its answer against torch's. Raises TargetError where torch and onnx are absent,
-        as on a board, where the exporter or the runtime refuses the graph, or where the program computes something else."""
+        """Make the program, run it once, and hold its answer against torch's and, for a float graph, ONNX Runtime's. Raises
+        TargetError where these are absent, as on a board, where the exporter or the runtime refuses the graph, or where the
+        program computes something else."""
         check_precision(exported, precision, self.float_precisions())
         if absent := _absent(NEEDED_TO_COMPILE):
             raise TargetError(
-                f"{exported.name}: an ExecuTorch program is made on the host, with torch and onnx, and {', '.join(absent)} is "
-                f"not installed here. Compile it there and bring {PROGRAM_FILE} here."
+                f"{exported.name}: an ExecuTorch program is made on the host, with torch, onnx and onnxruntime, and "
+                f"{', '.join(absent)} is not installed here. Compile it there and bring {PROGRAM_FILE} here."
             )
-        from targets.executorch_program import make_program
+        from targets.executorch_program import make_program, plain_answers
 
         out_dir.mkdir(parents=True, exist_ok=True)
         inputs = _fixed(exported.inputs)
@@ -93,7 +94,10 @@ class ExecuTorch:
             directory=out_dir,
         )
         session = self.load(compiled, batch=smallest_batch(inputs))
-        check_answers(compiled, session.run(program.sample), program.answers)
+        answers = session.run(program.sample)
+        check_answers(compiled, answers, program.answers)
+        if exported.scheme is None:  # what integers round away is no fault of the program's
+            check_answers(compiled, answers, plain_answers(exported.model_path, exported.name, program.sample))
         compiled = replace(compiled, outputs=session.outputs)
         compiled.save()
         return compiled
@@ -212,7 +216,7 @@ def _runtime() -> Any:
         from executorch.extension.pybindings import _C
     except ImportError as error:
         raise TargetError(
-            f"ExecuTorch {version('executorch')} is installed, but its runtime does not load here: {_first_line(error)}. "
+            f"ExecuTorch {version('executorch')} is installed, but its runtime does not load here: {first_line(error)}. "
             f"Install the version that this target was written for: pip install {PINNED}."
         ) from None
     return _C
@@ -230,7 +234,7 @@ def _in_words(refusal: str, advice: str) -> Iterator[None]:
             yield
         except RuntimeError as error:
             heard.seek(0)
-            lines = heard.read().decode(errors="replace").strip().splitlines() or [_first_line(error)]
+            lines = heard.read().decode(errors="replace").strip().splitlines() or [first_line(error)]
             raise TargetError(f"{refusal}: {lines[-1].partition('] ')[2] or lines[-1]}. {advice}") from None
         finally:
             os.dup2(stderr, 2)
@@ -277,7 +281,3 @@ class _Held:
 
 def _seen(spec: TensorSpec, array: Array) -> TensorSpec:
     return replace(spec, shape=array.shape, dtype=array.dtype.name)
-
-
-def _first_line(error: Exception) -> str:
-    return (" ".join(str(error).split())[:200] or type(error).__name__).rstrip(".")

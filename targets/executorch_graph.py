@@ -148,6 +148,7 @@ class OnnxModule(nn.Module):
             as_tensor=lambda index: (
                 None if given[index] is None else self._float(node.input[index] + own, given[index])
             ),
+            opset=self.opsets.get("", self.opsets.get("ai.onnx", 1)),
             float_type=self.float_type,
             num_outputs=len(node.output),
             has_weights=has_weights,

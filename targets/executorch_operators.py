@@ -30,6 +30,7 @@ class Call:
     attributes: Mapping[str, Any]
     constants: Sequence[Array | None]
     as_tensor: Callable[[int], Tensor | None]
+    opset: int
     float_type: torch.dtype = torch.float32  # of what ONNX calls FLOAT
     num_outputs: int = 1
     has_weights: bool = False  # input 1 is a constant, floats or integers
@@ -192,7 +193,11 @@ def global_average_pool(call: Call) -> Tensor:
 
 
 def softmax(call: Call) -> Tensor:
-    return torch.softmax(call.x, int(call.attributes.get("axis", -1)))
+    """Before opset 13 over all axes from `axis` on, as if they were one."""
+    if call.opset >= 13:
+        return torch.softmax(call.x, int(call.attributes.get("axis", -1)))
+    flat = call.x.flatten(int(call.attributes.get("axis", 1)))
+    return torch.softmax(flat, -1).reshape(call.x.shape)
 
 
 def batch_norm(call: Call) -> Tensor:

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from torch import Tensor
 
 from targets.base import Array, Batch, TensorSpec
-from targets.errors import TargetError
+from targets.errors import TargetError, first_line
 from targets.executorch_graph import OnnxModule
 
 OUTPUT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
@@ -52,7 +52,7 @@ def make_program(path: Path, inputs: Sequence[TensorSpec], name: str, *, half: b
             raise TargetError(f"{name}: {error}") from None
         except Exception as error:  # torch, its exporter and ExecuTorch have no base class in common
             raise TargetError(
-                f"{name}: ExecuTorch cannot compile the graph: {_first_line(error)}. "
+                f"{name}: ExecuTorch cannot compile the graph: {first_line(error)}. "
                 "Export with plainer operators, or take another target."
             ) from None
 
@@ -66,6 +66,22 @@ def sample_of(inputs: Sequence[TensorSpec]) -> dict[str, Array]:
         drawn = rng.normal(size=shape) if kind.kind == "f" else rng.integers(0, 256 if kind == np.uint8 else 1, shape)
         arrays[spec.name] = np.asarray(drawn).astype(kind)
     return arrays
+
+
+def plain_answers(path: Path, name: str, sample: Batch) -> tuple[Array, ...]:
+    """ONNX Runtime's answers, every optimization off: each operator as ONNX defines it."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # the message below says it
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return tuple(np.asarray(answer) for answer in session.run(None, dict(sample)))
+    except Exception as error:  # ORT's errors share no base class but Exception
+        raise TargetError(
+            f"{name}: ONNX Runtime cannot run the graph that a program is to be made of: {first_line(error)}. Mend the graph."
+        ) from None
 
 
 def _lower(module: OnnxModule, example: tuple[Tensor, ...]) -> bytes:
@@ -84,7 +100,7 @@ def _read(path: Path, name: str) -> onnx.ModelProto:
         model = onnx.load(str(path))
     except (OSError, DecodeError, ValueError) as error:
         raise TargetError(
-            f"{name}: {path.name} cannot be read as ONNX: {_first_line(error)}. Export it again."
+            f"{name}: {path.name} cannot be read as ONNX: {first_line(error)}. Export it again."
         ) from None
     for value in model.graph.output:
         if value.type.tensor_type.elem_type not in OUTPUT_TYPES:
@@ -106,7 +122,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-def _first_line(error: Exception) -> str:
-    return (" ".join(str(error).split())[:200] or type(error).__name__).rstrip(".")

@@ -6,13 +6,11 @@ Reads the exported ONNX; writes model.onnx (external data beside it) and compile
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import tempfile
 import weakref
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,15 +30,23 @@ from targets.base import (
     sha256_file,
 )
 from targets.checks import check_batch, check_precision, fill, smallest_batch
-from targets.errors import TargetError
-from targets.macs import convolution_macs, matmul_macs, transposed_convolution_macs
+from targets.errors import TargetError, first_line
+from targets.onnxruntime_profile import (
+    Event,
+    Node,
+    Product,
+    check_counted,
+    counted,
+    node_times,
+    op_of,
+    precision_of,
+    products_of,
+    profiling,
+    read_profile,
+)
 
 MODEL_FILE = "model.onnx"
 PROVIDERS = ["CPUExecutionProvider"]
-Shapes = list[tuple[int, ...]]
-Event = dict[str, Any]  # of ORT's profile: ts and dur are whole microseconds
-Node = tuple[str, str]  # name and index in the optimized graph: names alone may stand twice
-Product = tuple[Node, Event, int]  # its multiply-accumulates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +101,12 @@ class OnnxRuntimeCpu:
         """A session under the runtime's profiler, which writes a file of about 750 bytes an operator and run."""
         check_batch(compiled.inputs, batch)
         folder = Path(tempfile.mkdtemp())
-        session = self._open(compiled, _profiling(folder))
+        session = self._open(compiled, profiling(folder))
         return OnnxRuntimeProfiledSession(
             session,
             _fixed(compiled.inputs, batch),
             _sized(compiled.outputs, batch),
-            products=lambda feeds: _products(self._events(compiled, feeds)),
+            products=lambda feeds: products_of(self._events(compiled, feeds)),
             folder=folder,
             source=f"{compiled.toolchain} profile",
         )
@@ -110,12 +116,18 @@ class OnnxRuntimeCpu:
         return self.load_profiled(compiled, batch=batch)
 
     def placement(self, compiled: CompiledModel) -> Placement:
-        """Run once, batch 1, under the profiler; its events name each executed operator with types and shapes."""
+        """Run once, batch 1, under the profiler; its events name each executed operator with types and shapes.
+
+        Raises TargetError for INT8 beside an operator whose products cannot be counted.
+        """
         batch = smallest_batch(compiled.inputs)
         zeros = {spec.name: np.zeros(spec.fixed(batch), spec.dtype) for spec in compiled.inputs}
+        events = self._events(compiled, zeros)
+        if compiled.precision == "int8":
+            check_counted(events, compiled.name)
         layers = tuple(
-            LayerPlacement(name=node[0], op=_op(event), precision=_precision(event), macs=macs)
-            for node, event, macs in _products(self._events(compiled, zeros))
+            LayerPlacement(name=node[0], op=op_of(event), precision=precision_of(event), macs=macs)
+            for node, event, macs in products_of(events)
         )
         return Placement(layers=layers, source=f"{compiled.toolchain} profile of one run")
 
@@ -124,15 +136,15 @@ class OnnxRuntimeCpu:
         same.
         """
         with tempfile.TemporaryDirectory() as folder:
-            session = self._open(compiled, _profiling(Path(folder)), {"session.disable_prepacking": "1"})
+            session = self._open(compiled, profiling(Path(folder)), {"session.disable_prepacking": "1"})
             try:
                 session.run(None, dict(feeds))
             except Exception as error:  # the runtime's own classes; a graph that loads need not run
                 raise TargetError(
-                    f"{compiled.name} loads but does not run on {self.name}: {_first_line(error)}. "
+                    f"{compiled.name} loads but does not run on {self.name}: {first_line(error)}. "
                     "Mend the graph, or take another target."
                 ) from None
-            return _read_profile(session)
+            return read_profile(session)
 
     def _open(
         self,
@@ -157,7 +169,7 @@ class OnnxRuntimeCpu:
             return ort.InferenceSession(str(path), options, providers=PROVIDERS)
         except Exception as error:  # ORT's errors share no base class but Exception
             raise TargetError(
-                f"{compiled.name}: ONNX Runtime {ort.__version__} refuses the graph: {_first_line(error)}. "
+                f"{compiled.name}: ONNX Runtime {ort.__version__} refuses the graph: {first_line(error)}. "
                 "Export with an operator set that it knows, or take another target."
             ) from None
 
@@ -220,7 +232,7 @@ class OnnxRuntimeProfiledSession(OnnxRuntimeSession):
 
     def run_times_us(self) -> list[float]:
         """Whole microseconds."""
-        runs = [event for event in _read_profile(self._session) if event["name"] == "model_run"]
+        runs = [event for event in read_profile(self._session) if event["name"] == "model_run"]
         return [float(event["dur"]) for event in sorted(runs, key=lambda event: event["ts"])]
 
     def layer_times(self) -> tuple[LayerTime, ...]:
@@ -231,12 +243,12 @@ class OnnxRuntimeProfiledSession(OnnxRuntimeSession):
         return tuple(
             LayerTime(
                 name=node[0],
-                op=_op(event),
-                precision=_precision(event),
-                macs=_counted(macs, node, event),
+                op=op_of(event),
+                precision=precision_of(event),
+                macs=counted(macs, node, event),
                 time_us=time_us,
             )
-            for node, event, time_us in node_times(_read_profile(self._session), self._num_warm)
+            for node, event, time_us in node_times(read_profile(self._session), self._num_warm)
         )
 
 
@@ -257,152 +269,3 @@ def _copy_model(model_path: Path, out_dir: Path) -> list[str]:
         return [MODEL_FILE]
     shutil.copyfile(data_path, out_dir / data_path.name)
     return [MODEL_FILE, data_path.name]
-
-
-# Operators with products: how to count them from the shapes of their inputs and of their first output.
-Count = Callable[[Shapes, tuple[int, ...]], int]
-
-
-def _convolution(weight: int) -> Count:
-    return lambda inputs, output: convolution_macs(output, inputs[weight], inputs[weight][0])
-
-
-def _transposed(inputs: Shapes, output: tuple[int, ...]) -> int:
-    return transposed_convolution_macs(inputs[0], inputs[1], inputs[1][0])
-
-
-def _matmul(inputs: Shapes, output: tuple[int, ...]) -> int:
-    return matmul_macs(output, inputs[0][-1])
-
-
-def _gemm(weight: int) -> Count:
-    return lambda inputs, output: matmul_macs(output, inputs[weight][0] * inputs[weight][1] // output[-1])
-
-
-COUNTS: dict[str, Count] = {
-    "Conv": _convolution(1),
-    "FusedConv": _convolution(1),
-    "NhwcFusedConv": _convolution(1),
-    "ConvInteger": _convolution(1),
-    "QLinearConv": _convolution(3),
-    "ConvTranspose": _transposed,
-    "MatMul": _matmul,
-    "FusedMatMul": _matmul,
-    "FusedMatMulActivation": _matmul,
-    "MatMulInteger": _matmul,
-    "MatMulIntegerToFloat": _matmul,
-    "DynamicQuantizeMatMul": _matmul,
-    "QLinearMatMul": _matmul,
-    "Gemm": _gemm(1),
-    "FusedGemm": _gemm(1),
-    "QGemm": _gemm(3),
-}
-INTEGER_OPS = frozenset(
-    {
-        "ConvInteger",
-        "QLinearConv",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul",
-        "QLinearMatMul",
-        "QGemm",
-    }
-)
-WITH_SUBGRAPH = frozenset({"If", "Loop", "Scan"})
-TYPE_NAMES = {
-    "float": "fp32",
-    "float16": "fp16",
-    "bfloat16": "bf16",
-    "double": "fp64",
-    "uint8": "int8",
-    "int8": "int8",
-}
-
-
-def _profiling(folder: Path) -> dict[str, Any]:
-    return {"enable_profiling": True, "profile_file_prefix": str(folder / "profile")}
-
-
-def _read_profile(session: Any) -> list[Event]:
-    """End the profiling of a session and take what it wrote; the file goes."""
-    path = Path(session.end_profiling())
-    events: list[Event] = json.loads(path.read_text(encoding="utf-8"))
-    path.unlink()
-    return events
-
-
-def _operators(events: Sequence[Event]) -> list[Event]:
-    return [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
-
-
-def _op(event: Event) -> str:
-    op: str = event["args"]["op_name"]
-    return op
-
-
-def _node(event: Event) -> Node:
-    return event["name"].removesuffix("_kernel_time"), event["args"].get("node_index", "")
-
-
-def _precision(event: Event) -> str:
-    """Of the arithmetic; of its first input for an operator without products."""
-    if _op(event) in INTEGER_OPS:
-        return "int8"
-    types = _types_and_shapes(event["args"]["input_type_shape"])[0]
-    return TYPE_NAMES.get(types[0], types[0]) if types else "none"
-
-
-def _products(events: Sequence[Event]) -> Iterator[Product]:
-    """Every execution of an operator with products."""
-    for event in _operators(events):
-        if (count := COUNTS.get(_op(event))) is not None:
-            inputs = _types_and_shapes(event["args"]["input_type_shape"])[1]
-            output = _types_and_shapes(event["args"]["output_type_shape"])[1][0]
-            yield _node(event), event, count(inputs, output)
-
-
-def _counted(macs: Mapping[Node, int], node: Node, event: Event) -> int:
-    if _op(event) in COUNTS and node not in macs:
-        raise TargetError(
-            f"ONNX Runtime ran '{node[0]}' when it was timed, but not when its products were counted on the same input, so its "
-            "GOP/s cannot be told. Report this model; nothing is assumed."
-        )
-    return macs.get(node, 0)
-
-
-def node_times(events: Sequence[Event], num_warm: int) -> Iterator[tuple[Node, Event, float]]:
-    """Each node that ran after the first `num_warm` runs, with its first event and its median microseconds a run."""
-    starts = sorted(event["ts"] for event in events if event["name"] == "model_run")[num_warm:]
-    first: dict[Node, Event] = {}
-    spent: dict[Node, Array] = {}
-    for event, own_us in _own_times(_operators(events)):
-        if (run := bisect_right(starts, event["ts"]) - 1) >= 0:
-            node = _node(event)
-            first.setdefault(node, event)
-            spent.setdefault(node, np.zeros(len(starts)))[run] += own_us
-    for node, event in first.items():
-        yield node, event, float(np.median(spent[node]))
-
-
-def _own_times(operators: Sequence[Event]) -> Iterator[tuple[Event, int]]:
-    """Durations without those of nested operators: an If or a Loop spans what its subgraph runs. In order of time."""
-    ordered = sorted(operators, key=lambda event: (event["ts"], -event["dur"]))
-    own_us = [event["dur"] for event in ordered]
-    around: list[int] = []
-    for i, event in enumerate(ordered):
-        while around and ordered[around[-1]]["ts"] + ordered[around[-1]]["dur"] <= event["ts"]:
-            around.pop()
-        if around and _op(ordered[around[-1]]) in WITH_SUBGRAPH:
-            own_us[around[-1]] -= event["dur"]
-        around.append(i)
-    return zip(ordered, own_us, strict=True)
-
-
-def _types_and_shapes(described: list[dict[str, list[int]]]) -> tuple[list[str], Shapes]:
-    """From the profile's form, one {type: shape} a tensor."""
-    pairs = [next(iter(tensor.items())) for tensor in described]
-    return [kind for kind, _ in pairs], [tuple(shape) for _, shape in pairs]
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".")

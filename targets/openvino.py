@@ -8,7 +8,7 @@ that one reports usage to its maker.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +30,7 @@ from targets.base import (
 from targets.checks import check_batch, check_precision, fill, smallest_batch
 from targets.errors import TargetError
 from targets.macs import convolution_macs, matmul_macs, transposed_convolution_macs
+from targets.openvino_products import Executed, hidden, products_of
 
 IR_FILE, WEIGHTS_FILE = "model.xml", "model.bin"
 # What is not quantized in an INT8 graph runs in FP32: only what calibration or training has seen may lose precision.
@@ -101,12 +102,28 @@ class OpenVinoCpu:
         )
 
     def placement(self, compiled: CompiledModel) -> Placement:
-        """Read the executed graph of batch 1: each layer's type, the precision it runs in, and its shapes."""
-        runtime_model = self._open(compiled, smallest_batch(compiled.inputs)).get_runtime_model()
-        return Placement(layers=tuple(_layers(runtime_model)), source=f"{compiled.toolchain} runtime model")
+        """Read the executed graph of batch 1: each layer's type, the precision it runs in, and its shapes.
+
+        A product that the executed graph does not show (inside a Subgraph, a recurrent layer) counts as float, for nothing
+        proves otherwise. Raises TargetError for INT8 beside an operator whose products cannot be counted.
+        """
+        batch = smallest_batch(compiled.inputs)
+        ops = self._open(compiled, batch).get_runtime_model().get_ordered_ops()
+        layers = tuple(_layers(ops))
+        if compiled.precision == "int8":
+            model = self._fixed(compiled, batch)
+            layers += tuple(
+                LayerPlacement(name=product.name, op=product.op, precision="fp32", macs=product.macs)
+                for product in hidden(list(products_of(model, compiled.name)), list(_executed(ops)))
+            )
+        return Placement(layers=layers, source=f"{compiled.toolchain} runtime model")
+
+    def _fixed(self, compiled: CompiledModel, batch: int) -> Any:
+        model = _read(compiled.directory / IR_FILE, compiled.name)
+        model.reshape({spec.name: list(spec.fixed(batch)) for spec in compiled.inputs})
+        return model
 
     def _open(self, compiled: CompiledModel, batch: int, properties: Mapping[str, Any] | None = None) -> Any:
-        model = _read(compiled.directory / IR_FILE, compiled.name)
         config = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
@@ -115,8 +132,7 @@ class OpenVinoCpu:
             **(properties or {}),
         }
         try:
-            model.reshape({spec.name: list(spec.fixed(batch)) for spec in compiled.inputs})
-            return _core().compile_model(model, "CPU", config)
+            return _core().compile_model(self._fixed(compiled, batch), "CPU", config)
         except RuntimeError as error:
             raise TargetError(
                 f"{compiled.name}: OpenVINO cannot compile it for batch {batch}: {_first_line(error)}. "
@@ -251,11 +267,17 @@ def _static(spec: TensorSpec, port: Any) -> TensorSpec:
     return replace(spec, shape=shape)
 
 
-def _layers(runtime_model: Any) -> Iterator[LayerPlacement]:
-    for op in runtime_model.get_ordered_ops():
+def _layers(ops: Sequence[Any]) -> Iterator[LayerPlacement]:
+    for op in ops:
         if (macs := _macs_of(op)) is not None:
             name, layer_type = op.get_friendly_name(), _said(op, "layerType")
             yield LayerPlacement(name=name, op=layer_type, precision=_precision(op), macs=macs)
+
+
+def _executed(ops: Sequence[Any]) -> Iterator[Executed]:
+    for op in ops:
+        if (macs := _macs_of(op)) is not None:
+            yield Executed(frozenset(_said(op, "originalLayersNames").split(",")), macs)
 
 
 def _layer_time(counter: Any, op: Any, time_us: float) -> LayerTime:

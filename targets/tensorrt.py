@@ -13,38 +13,40 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from targets.base import (
-    Array,
-    Batch,
     CompiledModel,
     Exported,
-    LayerTime,
     Placement,
     TensorSpec,
-    read_json,
     sha256_file,
     write_json,
 )
-from targets.checks import check_batch, check_precision, fill, smallest_batch
-from targets.cuda import Cuda, Handle, has_cuda, open_cuda
+from targets.checks import check_batch, check_precision, smallest_batch
+from targets.cuda import Cuda, has_cuda, open_cuda
 from targets.errors import RecipeError, TargetError
-from targets.tensorrt_inspector import Layer, Product, layer_times, parse_layers, placements, products_of
+from targets.tensorrt_inspector import (
+    LAYERS_FILE,
+    PRODUCTS_FILE,
+    Product,
+    layers_and_products,
+    placements,
+    products_of,
+)
 from targets.tensorrt_key import built_for, check_machine, machine
+from targets.tensorrt_session import TensorRtProfiledSession, TensorRtSession
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
     from targets.tensorrt_clock import TensorRtClockedSession
     from targets.tensorrt_listeners import Log
-    from targets.tensorrt_profiler import LayerClock
 
-ENGINE_FILE, CACHE_FILE, LAYERS_FILE, PRODUCTS_FILE = "model.engine", "timing.cache", "layers.json", "products.json"
+ENGINE_FILE, CACHE_FILE = "model.engine", "timing.cache"
 OLDEST = (10, 3)
 MIB = 2**20
 DTYPES = {
@@ -154,7 +156,7 @@ class TensorRt:
 
     def placement(self, compiled: CompiledModel) -> Placement:
         """From what the inspector said of the engine when it was built; needs neither TensorRT nor a GPU."""
-        layers = placements(*_layers_and_products(compiled), compiled.name)
+        layers = placements(*layers_and_products(compiled), compiled.name)
         return Placement(layers=tuple(layers), source=f"{compiled.toolchain} engine inspector")
 
     def _open(self, compiled: CompiledModel, batch: int) -> tuple[Cuda, trt.IExecutionContext]:
@@ -192,106 +194,6 @@ class TensorRt:
                 "Raise workspace_mib, run edgestill lint on the graph, or take another target."
             )
         return bytes(plan), products, bytes(cache.serialize())
-
-
-class TensorRtSession:
-    """Buffers bound once: page-locked on the host, one of each tensor on the device; one stream.
-
-    A run is copy in, execute, copy out, and with `cuda_graph` one launch of all three, captured after a first run has let
-    TensorRT allocate what it needs. The shapes are fixed, so nothing is captured twice.
-    """
-
-    def __init__(
-        self,
-        cuda: Cuda,
-        context: trt.IExecutionContext,
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
-        *,
-        cuda_graph: bool,
-    ) -> None:
-        self.inputs, self.outputs = inputs, outputs
-        self._cuda, self._context = cuda, context
-        self._buffers = {spec.name: cuda.host_array(spec.fixed(1), spec.dtype) for spec in inputs}
-        self._results = {spec.name: cuda.host_array(spec.fixed(1), spec.dtype) for spec in outputs}
-        self._device: dict[str, Handle] = {
-            name: cuda.device_buffer(array.nbytes) for name, array in {**self._buffers, **self._results}.items()
-        }
-        for name, buffer in self._device.items():
-            if not context.set_tensor_address(name, buffer.address):
-                raise TargetError(
-                    f"TensorRT does not take tensor '{name}': the engine is of another graph. Compile again."
-                )
-        self._stream = cuda.stream()
-        self._graph = self._capture() if cuda_graph else None
-
-    def run(self, batch: Batch) -> Mapping[str, Array]:
-        """Run once. The result is a view on the session's own buffers, valid until the next call."""
-        for name, buffer in self._buffers.items():
-            fill(buffer, name, batch)
-        self._submit()
-        self._cuda.synchronize(self._stream)
-        return self._results
-
-    def _submit(self) -> None:
-        if self._graph is None:
-            self._enqueue()
-        else:
-            self._cuda.launch(self._graph, self._stream)
-
-    def _enqueue(self) -> None:
-        for name, array in self._buffers.items():
-            self._cuda.to_device(self._device[name], array, self._stream)
-        context: trt.IExecutionContext = self._context
-        if not context.execute_async_v3(self._stream.address):
-            raise TargetError("TensorRT refuses to execute the engine. Compile the model again on this machine.")
-        for name, array in self._results.items():
-            self._cuda.to_host(array, self._device[name], self._stream)
-
-    def _capture(self) -> Handle:
-        self._enqueue()
-        self._cuda.synchronize(self._stream)
-        try:
-            return self._cuda.capture(self._stream, self._enqueue)
-        except TargetError as error:
-            raise TargetError(f"The run cannot be captured as a CUDA graph: {error} Set cuda_graph: false.") from None
-
-
-class TensorRtProfiledSession(TensorRtSession):
-    """Layer times are means over the runs since `start`, measured on the device: copies to and from it are not among them."""
-
-    resolution_us = 0.0
-
-    def __init__(self, cuda: Cuda, context: trt.IExecutionContext, compiled: CompiledModel) -> None:
-        from targets.tensorrt_profiler import LayerClock
-
-        self.source = f"{compiled.toolchain} IProfiler"
-        self._compiled = compiled
-        self._clock: LayerClock = LayerClock()
-        self._num_runs = 0
-        context.profiler = self._clock
-        super().__init__(cuda, context, compiled.inputs, compiled.outputs, cuda_graph=False)
-
-    def run(self, batch: Batch) -> Mapping[str, Array]:
-        """Run once. The result is a view on the session's own buffers, valid until the next call."""
-        self._num_runs += 1
-        return super().run(batch)
-
-    def start(self) -> None:
-        self._num_runs = 0
-        self._clock.total_us.clear()
-
-    def layer_times(self) -> tuple[LayerTime, ...]:
-        layers, products = _layers_and_products(self._compiled)
-        means_us = {name: total_us / self._num_runs for name, total_us in self._clock.total_us.items()}
-        return tuple(layer_times(means_us, layers, products, self._compiled.name))
-
-
-def _layers_and_products(compiled: CompiledModel) -> tuple[list[Layer], list[Product]]:
-    """What was written of the engine when it was built."""
-    text = (compiled.directory / LAYERS_FILE).read_text(encoding="utf-8")
-    products = [Product(**values) for values in read_json(compiled.directory / PRODUCTS_FILE)]
-    return parse_layers(text, compiled.name), products
 
 
 def _tensorrt() -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from targets.base import Array, Batch, TensorSpec
 from targets.cuda import Cuda
-from targets.tensorrt import TensorRtSession
+from targets.tensorrt_session import TensorRtSession
 
 if TYPE_CHECKING:
     import tensorrt as trt

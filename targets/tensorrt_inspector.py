@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from targets.base import LayerPlacement, LayerTime
+from targets.base import CompiledModel, LayerPlacement, LayerTime, read_json
 from targets.errors import TargetError
 from targets.macs import convolution_macs, matmul_macs, transposed_convolution_macs
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 Layer = Mapping[str, Any]
+LAYERS_FILE, PRODUCTS_FILE = "layers.json", "products.json"
 
 # The inspector writes "Int8", "Half", "Row major linear FP32", "Thirty-two wide channel vectorized row major Int8 format".
 TYPES = {
@@ -101,6 +102,13 @@ def _matrix_product(trt: Any, layer: trt.IMatrixMultiplyLayer) -> int | None:
 
 def _static(macs: int, *shapes: tuple[int, ...]) -> int | None:
     return None if any(size < 0 for shape in shapes for size in shape) else macs
+
+
+def layers_and_products(compiled: CompiledModel) -> tuple[list[Layer], list[Product]]:
+    """What was written of the engine when it was built."""
+    text = (compiled.directory / LAYERS_FILE).read_text(encoding="utf-8")
+    products = [Product(**values) for values in read_json(compiled.directory / PRODUCTS_FILE)]
+    return parse_layers(text, compiled.name), products
 
 
 def parse_layers(text: str, name: str) -> list[Layer]:

@@ -19,11 +19,11 @@ from targets.errors import DataError, ModelError
 Sample = Mapping[str, npt.NDArray[Any]]
 
 
-def check_activations(model: ir.Model, samples: Sequence[Sample]) -> None:
+def check_activations(model: ir.Model, samples: Sequence[Sample], keep_float: Sequence[str] = ()) -> None:
     """Raise DataError for the first node whose result is no number, or whose input or result, as a convolution or a matrix
-    product, is zero on every sample: nothing says how far such a tensor may go."""
+    product, is zero on every sample: nothing says how far such a tensor may go. `keep_float`: nodes that need no range."""
     watched = _watched(model)
-    largest = dict.fromkeys(watched, 0.0)
+    largest = dict.fromkeys(_watched(model, keep_float), 0.0)
     session, names = _with_outputs(model, list(watched))
     for number, sample in enumerate(samples):
         given = {name: array for name, array in sample.items() if name in watched}
@@ -33,7 +33,8 @@ def check_activations(model: ir.Model, samples: Sequence[Sample]) -> None:
                     f"{watched[name]}: '{name}' holds NaN or infinity on calibration sample {number}, so it has no range. "
                     "Look at the sample and at that node's weights."
                 )
-            largest[name] = max(largest[name], float(np.abs(value).max(initial=0.0)))
+            if name in largest:
+                largest[name] = max(largest[name], float(np.abs(value).max(initial=0.0)))
     for name, value in largest.items():
         if value == 0.0:
             raise DataError(
@@ -65,12 +66,12 @@ def check_names(model: ir.Model, names: Sequence[str]) -> None:
             raise ModelError(f"node '{name}': the graph has none of that name. {advice}")
 
 
-def _watched(model: ir.Model) -> dict[str, str]:
+def _watched(model: ir.Model, keep_float: Sequence[str] = ()) -> dict[str, str]:
     """Float tensors that quantization gives a range, with the node that is named for them, in the graph's order."""
     found: dict[str, str] = {}
     for node in model.graph:
         weighted = node.op_type in WEIGHTED and any(constant(value) is not None for value in node.inputs[1:2])
-        if not weighted:
+        if not weighted or node.name in keep_float:
             continue
         for value in (node.inputs[0], node.outputs[0]):
             if value is not None and constant(value) is None:

@@ -27,7 +27,7 @@ def correct_biases(quantized: ir.Model, float_model: ir.Model, samples: Sequence
     """Layer by layer, in the graph's order, each bias takes back the shift of its layer's mean from `float_model`'s.
 
     `float_model` is what was quantized and has tensors of the same names. Returns how many layers were corrected: those
-    with a constant bias (C,) of their own. Costs a pass up to each layer; some hundred samples do, with some tens the
+    with a constant bias (C,) or (1, C) of their own. Costs a pass up to each layer; some hundred samples do, with some tens the
     shifts are noise (they are shrunk by their own sampling error).
     """
     known = {str(value.name) for node in float_model.graph for value in node.outputs}
@@ -45,7 +45,9 @@ def correct_biases(quantized: ir.Model, float_model: ir.Model, samples: Sequence
 
 def _has_own_bias(node: ir.Node) -> bool:
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    return bias is not None and bias.ndim == 1 and bias.dtype == np.float32 and len(node.inputs[2].uses()) == 1
+    if bias is None or bias.dtype != np.float32 or len(node.inputs[2].uses()) != 1:
+        return False
+    return bias.ndim > 0 and bias.size == bias.shape[-1]  # (C,), or (1, C) as a Gemm may have it
 
 
 def _session(model: ir.Model, outputs: Sequence[str], inputs: Sequence[str] = ()) -> Any:

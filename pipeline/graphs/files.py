@@ -18,7 +18,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from pipeline.graphs.half import to_half
 from pipeline.graphs.rewrites import constant, quantizer_of
 from targets.base import Exported, Preprocessing, TensorSpec, write_json
-from targets.errors import ModelError
+from targets.errors import ModelError, first_line
+from targets.lint.general import is_integer
 
 MODEL_FILE, HALF_FILE, RANGES_FILE = "model.onnx", "model.fp16.onnx", "ranges.json"
 HALF_DIALECTS = frozenset({"tensorrt"})  # whose runtime computes in the types that the graph is written in
@@ -50,7 +51,7 @@ def _read(path: Path) -> ir.Model:
     except DecodeError:
         raise ModelError(f"{path} is not an ONNX file: its bytes do not parse. Export it again.") from None
     except (onnx.checker.ValidationError, OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{path} is no whole ONNX model: {_first_line(error)}. Export it again.") from None
+        raise ModelError(f"{path} is no whole ONNX model: {first_line(error)}. Export it again.") from None
 
 
 def _weight_that_is_no_number(graph: ir.Model) -> str | None:
@@ -69,7 +70,7 @@ def write_graph(model: ir.Model, path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(f"{path} did not become a valid graph: {_first_line(error)}. Report this model.") from None
+        raise ModelError(f"{path} did not become a valid graph: {first_line(error)}. Report this model.") from None
 
 
 def describe(
@@ -120,13 +121,20 @@ def export_half(model: ir.Model, exported: Exported) -> Exported:
 def import_onnx(
     path: Path, *, name: str, out_dir: Path, preprocessing: Preprocessing | None = None, half: bool = False
 ) -> Exported:
-    """Take anybody's ONNX file as it is, float or Q/DQ: the front door of compile and bench. Raises ModelError."""
+    """Take anybody's ONNX file as it is, float or quantized: the front door of compile and bench. Raises ModelError."""
     model = read_graph(path)
-    quantized = any(node.op_type == "QuantizeLinear" for node in model.graph)
+    quantized = any(node.op_type == "QuantizeLinear" or is_integer(node.op_type) for node in model.graph)
     scheme = "as given" if quantized else None
     exported = describe(model, name=name, out_dir=out_dir, scheme=scheme, preprocessing=preprocessing)
     exported = export_graph(model, exported)
     return export_half(model, exported) if half else exported
+
+
+def check_float(model: ir.Model, path: Path) -> None:
+    """Raise ModelError for a graph that is quantized already, by Q/DQ or by operators on integers."""
+    for node in model.graph:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") or is_integer(node.op_type):
+            raise ModelError(f"{path} is quantized already. Compile or bench it as it is, or give the float model.")
 
 
 def ranges(model: ir.Model) -> dict[str, dict[str, Any]]:
@@ -160,7 +168,3 @@ def _spec(value: ir.Value, layout: str) -> TensorSpec:
 
 def _sizes(shape: ir.Shape | Sequence[Any]) -> tuple[int | None, ...]:
     return tuple(size if isinstance(size, int) and size >= 0 else None for size in shape)
-
-
-def _first_line(error: Exception) -> str:
-    return (" ".join(str(error).split())[:200] or type(error).__name__).rstrip(".")

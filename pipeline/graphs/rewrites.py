@@ -104,6 +104,7 @@ def fold_padding(model: ir.Model) -> int:
         for convolution in convolutions:
             old = _ints(convolution, "pads") or (0,) * len(pads)
             convolution.attributes["pads"] = ir.AttrInt64s("pads", [a + b for a, b in zip(old, pads, strict=True)])
+            convolution.attributes.pop("auto_pad", None)  # VALID, which may not stand beside pads
             convolution.replace_input_with(0, pad.inputs[0])
         model.graph.remove(pad, safe=True)
         num_changed += 1
@@ -200,6 +201,10 @@ def integer_bias(model: ir.Model) -> int:
         x, weight = _dequantized(node.inputs[0]), _dequantized(node.inputs[1])
         if bias is None or x is None or weight is None or not x.per_tensor or _float(node, "beta", 1.0) != 1.0:
             continue
+        if bias.ndim > 1:  # Gemm broadcasts (1, K), but DequantizeLinear wants an axis as long as the scales
+            if bias.size != bias.shape[-1]:
+                continue
+            bias = bias.reshape(-1)
         scale = (x.scale.reshape(()) * weight.scale * np.float32(_float(node, "alpha", 1.0))).astype(np.float32)
         steps = np.rint(bias.astype(np.float64) / scale)
         if not np.all(np.abs(steps) < 2**31):  # a dead channel's tiny scale: its bias stays a float

@@ -29,7 +29,7 @@ from pipeline.graphs.branches import Branch, depths, main_branch
 from pipeline.graphs.schemes import apply_scheme
 from pipeline.schemes import scheme_of
 from targets.base import read_json, write_json
-from targets.errors import IntegrityError, ModelError
+from targets.errors import IntegrityError, ModelError, first_line
 
 PRODUCTS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
 ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__"})
@@ -128,7 +128,7 @@ def _quantize(model: Any, batches: Any, ignored: Sequence[str] = ()) -> Any:
             )
     except (nncf.ValidationError, nncf.InternalError, nncf.UnsupportedModelError, RuntimeError) as error:
         raise ModelError(
-            f"{type(model).__name__} cannot be quantized: {_first_line(error)}. "
+            f"{type(model).__name__} cannot be quantized: {first_line(error)}. "
             "Use operators that the quantizer knows, and fold BatchNorm first."
         ) from None
 
@@ -240,7 +240,7 @@ def load_quantized(folded: nn.Module, directory: Path) -> nn.Module:
         quantized.load_state_dict(safetensors.torch.load_file(directory / WEIGHTS_FILE), strict=True)
     except (KeyError, OSError, RuntimeError, nncf.InternalError, safetensors.SafetensorError) as error:
         raise IntegrityError(
-            f"{directory} does not hold the quantizers and weights of {type(folded).__name__}: {_first_line(error)}. "
+            f"{directory} does not hold the quantizers and weights of {type(folded).__name__}: {first_line(error)}. "
             "Run the quantize stage again."
         ) from None
     return quantized.eval()
@@ -306,7 +306,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    return (" ".join(str(error).split())[:200] or type(error).__name__).rstrip(".")

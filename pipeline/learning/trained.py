@@ -12,6 +12,7 @@ from torch import nn
 from pipeline.artifacts import PreparedData, TrainedModel
 from pipeline.learning.data import Data
 from pipeline.learning.models import build_model, count_macs, count_parameters, load_weights, save_weights
+from pipeline.learning.own_code import PREFIX, code_digest
 from pipeline.recipe import ModelConfig
 from targets.base import write_json
 
@@ -40,10 +41,13 @@ def save_trained(model: nn.Module, config: ModelConfig, data: Data, out_dir: Pat
 
 
 def describe(model: nn.Module, config: ModelConfig, data: Data) -> Mapping[str, Any]:
-    """Architecture, parameters, and multiply-accumulates a sample."""
+    """Architecture, parameters, and multiply-accumulates a sample. Of a model of the person's own its source as well: what is
+    made of its weights depends on code that is imported again, so whoever keys by this file must see it change."""
+    code = {"code": code_digest(config.model)} if config.model.startswith(PREFIX) else {}
     return {
         "model": config.model,
         "args": config.args,
+        **code,
         "parameters": count_parameters(model),
         "macs": count_macs(model, (data.channels, *data.image_size)),
     }

@@ -42,6 +42,7 @@ GOLDEN_SEED = 0
 LOCAL = Local()
 # The folders of an absolute path, also in "images:/home/ann/cats", not those of a URL.
 FOLDERS = re.compile(r"(?<![\w./])/(?:[^/\n:]+/)+")
+OF_THE_BUILD = frozenset({"timing_cache"})  # options that are paths of the machine that compiled; a session needs none
 PORTABLE = ("onnxruntime-cpu", "openvino-cpu", "executorch")  # whose compiled form is a graph, not code for a processor
 # What a reader wants first; other facts follow by name.
 FIRST = ("metric", "value", "ci95", "n", "on", "at", "preset", "p50_us", "p50_ci95_us", "fps")
@@ -127,7 +128,8 @@ def write_bundle(
             "Give both, or neither for a synthetic golden input."
         )
     partial = _fresh_directory(out_dir)
-    _copy_model(compiled, partial / "model")
+    kept = {name: value for name, value in compiled.options.items() if name not in OF_THE_BUILD}
+    compiled = _copied(replace(compiled, options=kept), partial / "model")
     golden = _write_golden(partial / "golden", compiled, golden_input, answer)
     write_json(partial / "record.json", _canonical(record))
     shutil.copyfile(device_program, partial / PROGRAM)
@@ -222,10 +224,13 @@ def _without_paths(value: Any) -> Any:
     return FOLDERS.sub("", value) if isinstance(value, str) else value
 
 
-def _copy_model(compiled: CompiledModel, model_dir: Path) -> None:
-    for name in ("compiled.json", *compiled.files):
+def _copied(compiled: CompiledModel, model_dir: Path) -> CompiledModel:
+    for name in compiled.files:
         (model_dir / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(compiled.directory / name, model_dir / name)
+    copied = replace(compiled, directory=model_dir)
+    copied.save()
+    return copied
 
 
 def _write_golden(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench import Arm, measure_arms
-from benchmarks.devices import Device, run_program
+from benchmarks.devices import Device, Local, run_program
 from benchmarks.pack import PROGRAM, pack_device_program
 from pipeline.artifacts import CompiledArms, ExportedModel, PreparedData
 from pipeline.how import How
@@ -22,7 +22,7 @@ from pipeline.recipe import BenchConfig, TargetConfig
 from targets import make_target
 from targets.base import Placement, write_json
 from targets.errors import TargetError
-from targets.lint import lint
+from targets.lint import Platform, lint
 
 
 def compile_arms(
@@ -36,11 +36,11 @@ def compile_arms(
     """Compile the INT8 student and every float model in every float precision of the target.
 
     floats: role (teacher, student) -> exported graph. Raises TargetError where the target itself is missing, or where a
-    float graph does not compile: then nothing could ship.
+    float graph does not compile in fp32: then nothing could ship.
     """
     runtime = make_target(config.name, config.options).dialect  # whose rules hold, also for a portable graph
     graph_path = int8.exported.half_model_path or int8.exported.model_path
-    findings = [asdict(finding) for finding in lint(graph_path, runtime)]
+    findings = [asdict(finding) for finding in lint(graph_path, runtime, _platform(device))]
     write_json(out_dir / "lint.json", findings)
     program = device.put(pack_device_program(out_dir / PROGRAM))
     target = ["--target", config.name, "--options", json.dumps(config.options)]
@@ -53,8 +53,15 @@ def compile_arms(
     with how.progress.task(f"compile for {config.name}", total=len(wanted)) as task:
         for role, precision, graph in wanted:
             arms.append(_compile_arm(role, precision, graph, out_dir, device, program, target))
+            if arms[-1]["error"] is not None:
+                how.progress.say(f"{arms[-1]['arm']} cannot be compiled: {arms[-1]['error']}")
             task.advance()
     write_json(out_dir / "arms.json", arms)
+
+
+def _platform(device: Device) -> Platform:
+    """Whose processor the linter judges for; that of a board does not tell whether it saturates, so nothing is said of that."""
+    return Platform() if isinstance(device, Local) else Platform(machine=str(device.facts()["arch"]), vnni=None)
 
 
 def _compile_arm(
@@ -81,7 +88,7 @@ def _compile_arm(
         device.get(compiled, out_dir / name)
         arm["placement"] = run_program(device, program, ["placement", "--compiled", compiled])
     except TargetError as error:
-        if precision != "int8":
+        if precision == "fp32":
             raise
         arm["error"] = str(error)
     return arm

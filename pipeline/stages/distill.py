@@ -29,7 +29,7 @@ from pipeline.learning.distillation import Distillation, asks_teacher, losses_of
 from pipeline.learning.label_cache import LabelCache
 from pipeline.learning.losses.features import FeatureLoss
 from pipeline.learning.models import count_parameters, save_weights
-from pipeline.learning.own_code import own_factory
+from pipeline.learning.own_code import called, own_factory
 from pipeline.learning.soft_labels import cache_soft_labels, labels_of, soft_labels, validation_top1
 from pipeline.learning.teachers import TeacherTrajectory
 from pipeline.learning.trained import load_trained, new_model, open_data, save_trained
@@ -230,7 +230,7 @@ def _objective(job: _Job, student: nn.Module, tutor: _Tutor) -> Distillation:
         samples = SampleCurriculum(config.curriculum, job.data, tutor.model, seed=job.seed)
     own = None
     if config.loss is not None:
-        own = own_factory(config.loss, "distill.loss", allow_code=job.how.allow_code)()
+        own = called(own_factory(config.loss, "distill.loss", allow_code=job.how.allow_code), "distill.loss")
     return Distillation(
         config,
         job.training,

@@ -22,13 +22,13 @@ import onnx_ir as ir
 from pipeline.graphs.activations import check_activations, check_names, name_nodes
 from pipeline.graphs.bias_correction import correct_biases
 from pipeline.graphs.equalization import equalize
-from pipeline.graphs.files import HALF_DIALECTS, describe, export_graph, export_half, read_graph
+from pipeline.graphs.files import HALF_DIALECTS, check_float, describe, export_graph, export_half, read_graph
 from pipeline.graphs.hard_swish import fuse_hard_swish
 from pipeline.graphs.proof import REWRITES_FILE, apply_proved
 from pipeline.learning.fake_quantize import quantize_graph
 from pipeline.schemes import scheme_of
 from targets.base import Exported, Preprocessing, TensorSpec, write_json
-from targets.errors import DataError, ModelError
+from targets.errors import DataError, ModelError, first_line
 
 Sample = Mapping[str, npt.NDArray[Any]]
 OLDEST_OPSET, OPSET = 13, 17  # per-channel Q/DQ begins with 13
@@ -54,7 +54,7 @@ def quantize_onnx(
     Raises ModelError (not ONNX, weights missing, quantized already, types or operators that cannot be) and DataError (no
     samples, wrong names, shapes, types, or values that are no numbers).
     """
-    floats, samples = prepare(model_path, calibration)
+    floats, samples = prepare(model_path, calibration, keep_float)
     quantized = quantize_prepared(floats, samples, scheme, equalized=equalized, keep_float=keep_float)
     proofs = apply_proved(quantized, dialect, samples[:NUM_PROOF_SAMPLES])
     title = name or model_path.stem
@@ -68,11 +68,12 @@ def quantize_onnx(
     return exported
 
 
-def prepare(model_path: Path, calibration: Iterable[Sample]) -> tuple[ir.Model, list[dict[str, npt.NDArray[Any]]]]:
+def prepare(
+    model_path: Path, calibration: Iterable[Sample], keep_float: Sequence[str] = ()
+) -> tuple[ir.Model, list[dict[str, npt.NDArray[Any]]]]:
     """The float graph as it is quantized (BatchNorm, padding and constants folded), and the samples, checked."""
     graph = read_graph(model_path)
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.graph):
-        raise ModelError(f"{model_path} is quantized already. Compile it as it is, or give the float model.")
+    check_float(graph, model_path)
     specs = describe(graph, name=model_path.stem, out_dir=model_path.parent).inputs
     samples = [_checked(sample, specs, number) for number, sample in enumerate(calibration)]
     if not samples:
@@ -80,7 +81,8 @@ def prepare(model_path: Path, calibration: Iterable[Sample]) -> tuple[ir.Model, 
     floats = ir.from_proto(_optimized(graph, model_path))
     fuse_hard_swish(floats)
     name_nodes(floats)
-    check_activations(floats, samples)
+    check_names(floats, keep_float)
+    check_activations(floats, samples, keep_float)
     return floats, samples
 
 
@@ -95,7 +97,6 @@ def quantize_prepared(
     """Q/DQ pairs in a copy of a prepared graph, before any dialect."""
     scheme_of(scheme)
     floats = floats.clone()
-    check_names(floats, keep_float)
     if equalized:
         equalize(floats)
     quantized = ir.from_proto(quantize_graph(ir.to_proto(floats), samples, scheme, ignored=keep_float))
@@ -145,8 +146,9 @@ def _optimized(graph: ir.Model, model_path: Path) -> onnx.ModelProto:
         try:
             ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ORT's errors share no base class but Exception
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"{model_path}: ONNX Runtime refuses the graph: {reason}. Export it again.") from None
+            raise ModelError(
+                f"{model_path}: ONNX Runtime refuses the graph: {first_line(error)}. Export it again."
+            ) from None
         return onnx.load(str(path))
 
 
@@ -158,8 +160,7 @@ def _modern(proto: onnx.ModelProto, model_path: Path) -> onnx.ModelProto:
     try:
         return onnx.version_converter.convert_version(proto, OPSET)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{model_path} is of operator set {version}, which has no per-channel quantization: {reason}. "
+            f"{model_path} is of operator set {version}, which has no per-channel quantization: {first_line(error)}. "
             f"Export it with operator set {OPSET}."
         ) from None

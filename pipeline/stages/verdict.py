@@ -33,7 +33,7 @@ from pipeline.gates import (
     why_not,
 )
 from pipeline.how import How
-from pipeline.learning.own_code import own_factory
+from pipeline.learning.own_code import called, own_factory, score
 from pipeline.ledger import Hop, hop_that_lost_most, ledger
 from pipeline.recipe import GateConfig, TargetConfig
 from targets.base import Placement, read_json, write_json
@@ -64,10 +64,11 @@ def judge(
     records = {name: validate(values) for name, values in measured.records.items()}
     labels_N = np.load(prepared.evaluation_dir / "y.npy", allow_pickle=False)
     arms = [arm for arm in compiled.arms if arm["error"] is None]
-    metric = own_factory(gate.metric, "gate.metric", allow_code=how.allow_code)() if gate.metric else None
+    own = own_factory(gate.metric, "gate.metric", allow_code=how.allow_code) if gate.metric else None
+    metric = None if own is None else called(own, "gate.metric")
     answers = {arm["arm"]: measured.logits("logits", arm["dir"]) for arm in arms}
     top1s = {arm: float((logits_NK.argmax(1) == labels_N).mean()) for arm, logits_NK in answers.items()}
-    gated = top1s if metric is None else {arm: float(metric(logits_NK, labels_N)) for arm, logits_NK in answers.items()}
+    gated = top1s if metric is None else {a: score(metric, "gate.metric", x, labels_N) for a, x in answers.items()}
     baseline = _fastest_float_student(arms, records)
     unjudged = _why_speed_is_not_judged(arms, records, baseline)
     gates = _int8_gates(target, gate, compiled, records, gated, baseline, unjudged)

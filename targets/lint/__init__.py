@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from targets.errors import ModelError
+from targets.errors import ModelError, first_line
 from targets.lint import executorch, onnxruntime, openvino, tensorrt
 from targets.lint.graph import Graph
 from targets.lint.rule import SEVERITIES, Finding, Platform, Rule
@@ -49,5 +49,6 @@ def read(path: Path) -> Graph:
     try:
         return Graph(onnx.load(str(path), load_external_data=False), path)
     except (OSError, DecodeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(f"{path} is not an ONNX file that can be read: {reason}. Export it again.") from None
+        raise ModelError(
+            f"{path} is not an ONNX file that can be read: {first_line(error)}. Export it again."
+        ) from None

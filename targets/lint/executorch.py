@@ -31,14 +31,7 @@ PASSED = frozenset(
         "Unsqueeze",
     }
 )
-FUSED = ("Relu", "Clip")
-PREFIXES = ("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize")
-
-
-def integer_operators(graph: Graph, platform: Platform) -> Iterator[Found]:
-    for node in graph.nodes:
-        if node.op_type.startswith(PREFIXES):
-            yield Found(node, f"{node.op_type} is not known: the compile takes Q/DQ, not ONNX's integer operators.")
+FUSED = frozenset({"Relu", "Clip"})
 
 
 def lowest_weight(graph: Graph, platform: Platform) -> Iterator[Found]:
@@ -53,14 +46,9 @@ def lowest_weight(graph: Graph, platform: Platform) -> Iterator[Found]:
 def result_not_quantized(graph: Graph, platform: Platform) -> Iterator[Found]:
     """A result has one reader: its quantizer, or a Relu or Clip before it."""
     for node in graph.products():
-        source = general.origin(graph, node.input[0], PASSED)
-        if graph.weight(node) is None or graph.dequantize(source) is None:
+        if not general.is_quantized(graph, node, PASSED):
             continue
-        name = node.output[0]
-        while name not in graph.outputs and len(readers := graph.readers.get(name, [])) == 1:
-            if readers[0].op_type not in FUSED:
-                break
-            name = readers[0].output[0]
+        name, _ = general.end_of(graph, node, FUSED)
         readers = graph.readers.get(name, [])
         if name in graph.outputs or len(readers) != 1 or not is_linear(readers[0], "QuantizeLinear"):
             yield Found(node, "its result is not quantized, or has other readers too: computed in float.")
@@ -142,7 +130,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         code="X10",
         severity="error",
-        find=integer_operators,
+        find=general.integer_operators(
+            general.is_integer, "is not known: the compile takes Q/DQ, not ONNX's integer operators"
+        ),
         title="QLinearConv, ConvInteger, MatMulInteger and their like",
         advice="Export Q/DQ (QuantFormat.QDQ in ONNX Runtime's quantizer).",
         evidence="tried",

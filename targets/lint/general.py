@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -24,10 +24,53 @@ from targets.lint.rule import Find, Found, Platform, Severity
 LARGEST_7_BIT = 64
 
 
+def is_integer(op_type: str) -> bool:
+    """Whether an operator computes with integers by itself, without Q/DQ around it."""
+    return op_type.startswith(("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize"))
+
+
 def nothing_quantized(graph: Graph, platform: Platform) -> Iterator[Found]:
-    integer = ("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize")
-    if next(graph.linears(), None) is None and not any(node.op_type.startswith(integer) for node in graph.nodes):
+    if next(graph.linears(), None) is None and not any(is_integer(node.op_type) for node in graph.nodes):
         yield Found(graph.name, "the graph holds no QuantizeLinear or DequantizeLinear: it is float.")
+
+
+def integer_operators(is_one: Callable[[str], bool], told: str) -> Find:
+    """Operators that compute with integers by themselves, where the runtime wants Q/DQ; `told` is what it does with them."""
+
+    def find(graph: Graph, platform: Platform) -> Iterator[Found]:
+        for node in graph.nodes:
+            if is_one(node.op_type):
+                yield Found(node, f"{node.op_type} {told}.")
+
+    return find
+
+
+def integer_deconvolution(transparent: frozenset[str]) -> Find:
+    def find(graph: Graph, platform: Platform) -> Iterator[Found]:
+        for node in graph.products("ConvTranspose"):
+            if is_quantized(graph, node, transparent):
+                yield Found(
+                    node, "a quantized ConvTranspose: the runtime has no integer kernel, so it is computed in float."
+                )
+
+    return find
+
+
+def is_quantized(graph: Graph, product: Node, transparent: frozenset[str]) -> bool:
+    """Whether input and weight of a product are both dequantized."""
+    source = origin(graph, product.input[0], transparent)
+    return graph.dequantize(source) is not None and graph.weight(product) is not None
+
+
+def end_of(graph: Graph, node: Node, passed: frozenset[str]) -> tuple[str, list[Node]]:
+    """The result of a node behind operators of `passed` that alone read it, and these."""
+    name, on_the_way = node.output[0], list[Node]()
+    while name not in graph.outputs and len(readers := graph.readers.get(name, [])) == 1:
+        if readers[0].op_type not in passed:
+            break
+        on_the_way.append(readers[0])
+        name = readers[0].output[0]
+    return name, on_the_way
 
 
 def foreign_domains(known: frozenset[str]) -> Find:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from targets.errors import ModelError
+from targets.errors import ModelError, first_line
 
 Array = npt.NDArray[Any]
 Node = Any  # onnx.NodeProto
@@ -168,8 +168,9 @@ class Graph:
                 return np.zeros(0)
             return np.asarray(helper.get_attribute_value(attribute))
         except Exception as error:  # protobuf, NumPy and the file system each have their own
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"{self._path}: constant '{name}' cannot be read: {reason}. Export it again.") from None
+            raise ModelError(
+                f"{self._path}: constant '{name}' cannot be read: {first_line(error)}. Export it again."
+            ) from None
 
     def quantizer(self, node: Node) -> Quantizer:
         has_zero_point = len(node.input) > 2 and bool(node.input[2])

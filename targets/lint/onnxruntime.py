@@ -7,9 +7,6 @@ Each rule about INT8 is tried on the installed runtime by the tests, on a graph 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
 
 from targets.lint import general
 from targets.lint.graph import (
@@ -19,20 +16,23 @@ from targets.lint.graph import (
     STANDARD,
     Graph,
     Node,
-    attribute_of,
     is_linear,
     title_of,
+)
+from targets.lint.onnxruntime_fusion import (
+    TRANSPARENT,
+    clamp_that_stays,
+    end,
+    float_bias,
+    float_weight,
+    is_integer,
+    result_not_quantized,
 )
 from targets.lint.onnxruntime_opset import unread_opset
 from targets.lint.rule import Found, Platform, Rule
 
 KNOWN_DOMAINS = STANDARD | {"ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
-# Operators that the optimizer moves behind a DequantizeLinear by itself. Flatten and Resize are not among them.
-TRANSPARENT = frozenset(
-    {"Dropout", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
-)
 PASSED = TRANSPARENT | {"Flatten"}  # rule O21 speaks of Flatten
-CLAMPS = frozenset({"Clip", "Relu"})
 # What falls back to float with an int8 input on x86; Gemm does not.
 UNSIGNED_ONLY = frozenset({"Add", "AveragePool", "Conv", "GlobalAveragePool", "MatMul", "Mul"})
 
@@ -46,7 +46,7 @@ def half_scale(graph: Graph, platform: Platform) -> Iterator[Found]:
 def batchnorm_after_convolution(graph: Graph, platform: Platform) -> Iterator[Found]:
     for node in graph.of("BatchNormalization"):
         maker = graph.producer.get(node.input[0])
-        if maker is not None and maker.op_type in CONVOLUTIONS and _is_integer(graph, maker):
+        if maker is not None and maker.op_type in CONVOLUTIONS and is_integer(graph, maker):
             yield Found(node, f"BatchNorm stands between '{title_of(maker)}' and its quantizer: computed in float.")
 
 
@@ -89,58 +89,11 @@ def mixed_types(graph: Graph, platform: Platform) -> Iterator[Found]:
     for node in graph.of("Conv", "Add", "GlobalAveragePool", "AveragePool"):
         makers = [maker for name in node.input if (maker := graph.integer_activation(name)) is not None]
         inputs = {graph.quantizer(maker).dtype for maker in makers}
-        outputs = {quantizer.dtype for quantizer in graph.quantizers_of(_end(graph, node)[0])}
+        outputs = {quantizer.dtype for quantizer in graph.quantizers_of(end(graph, node)[0])}
         if inputs and outputs and len(inputs | outputs) > 1:
             yield Found(
                 node, f"takes {'/'.join(sorted(inputs))} and gives {'/'.join(sorted(outputs))}: computed in float."
             )
-
-
-def clamp_that_stays(graph: Graph, platform: Platform) -> Iterator[Found]:
-    """The optimizer drops a Relu or Clip before a quantizer that saturates at the same bounds, and no other."""
-    for node in graph.products("Conv", "Gemm", "MatMul"):
-        name, clamps = _end(graph, node)
-        if not clamps or not _is_integer(graph, node):
-            continue
-        quantizers = graph.quantizers_of(name)
-        for clamp in clamps:
-            bounds = clamp_bounds(graph, clamp)
-            if quantizers and (bounds is None or not all(q.saturates_at(*bounds) for q in quantizers)):
-                kind, title = clamp.op_type, title_of(clamp)
-                yield Found(
-                    node, f"{kind} '{title}' stays, for the quantizer behind it does not saturate there: float."
-                )
-                break
-
-
-def clamp_bounds(graph: Graph, node: Node) -> tuple[float, float] | None:
-    """Lower and upper bound of a Relu or Clip; None if they are computed."""
-    if node.op_type == "Relu":
-        return 0.0, np.inf
-    bounds = [attribute_of(node, "min", -np.inf), attribute_of(node, "max", np.inf)]  # attributes before opset 11
-    for index, name in enumerate(list(node.input)[1:3]):
-        if name:
-            array = graph.value(name)
-            if array is None or array.size != 1:
-                return None
-            bounds[index] = float(array.reshape(-1)[0])
-    return bounds[0], bounds[1]
-
-
-def result_not_quantized(graph: Graph, platform: Platform) -> Iterator[Found]:
-    """A QLinearConv has one reader, its quantizer. A QGemm may give a float, but not to a quantizer and another."""
-    for node in graph.products("Conv", "Gemm", "MatMul"):
-        name, _ = _end(graph, node)
-        readers = [title_of(reader) for reader in graph.readers.get(name, []) if not is_linear(reader, QUANTIZE)]
-        readers += ["the graph's caller"] if name in graph.outputs else []
-        num_quantizers = len(graph.quantizers_of(name))
-        if num_quantizers == 1 and not readers:
-            continue
-        if _is_integer(graph, node) and (node.op_type == "Conv" or num_quantizers):
-            others = (
-                f"is read as a float by {', '.join(readers[:3])}" if readers else f"has {num_quantizers} quantizers"
-            )
-            yield Found(node, f"its result {others}: computed in float.")
 
 
 def flatten_after_dequantize(graph: Graph, platform: Platform) -> Iterator[Found]:
@@ -150,49 +103,6 @@ def flatten_after_dequantize(graph: Graph, platform: Platform) -> Iterator[Found
             continue
         if graph.integer_activation(general.origin(graph, flatten.input[0], TRANSPARENT)):
             yield Found(node, f"'{title_of(flatten)}' stands between it and the DequantizeLinear of its input: float.")
-
-
-def float_bias(graph: Graph, platform: Platform) -> Iterator[Found]:
-    """A float bias is turned to int32 by the optimizer itself where a quantizer follows."""
-    for node in graph.products("Gemm"):
-        bias = node.input[2] if len(node.input) > 2 else ""
-        quantized = bool(graph.quantizers_of(_end(graph, node)[0]))
-        if bias in graph.constants and not graph.dequantize(bias) and _is_integer(graph, node) and not quantized:
-            yield Found(node, "a float bias, and no quantizer behind it: computed in float.")
-
-
-def float_weight(graph: Graph, platform: Platform) -> Iterator[Found]:
-    """Before a quantizer, the optimizer quantizes the weights of Conv and Gemm by itself, by their largest value."""
-    for found in general.float_weight(graph, platform):
-        node: Any = found.node
-        itself = node.op_type in ("Conv", "Gemm") and graph.quantizers_of(_end(graph, node)[0])
-        chosen = "an integer input but float weights: ONNX Runtime quantizes them by itself, per tensor, at load."
-        yield Found(node, chosen) if itself else found
-
-
-def integer_deconvolution(graph: Graph, platform: Platform) -> Iterator[Found]:
-    for node in graph.products("ConvTranspose"):
-        if _is_integer(graph, node):
-            yield Found(
-                node, "a quantized ConvTranspose: the runtime has no integer kernel, so it is computed in float."
-            )
-
-
-def _is_integer(graph: Graph, product: Node) -> bool:
-    """True if input and weight of a product are both dequantized."""
-    source = general.origin(graph, product.input[0], TRANSPARENT)
-    return len(product.input) > 1 and graph.dequantize(source) is not None and graph.weight(product) is not None
-
-
-def _end(graph: Graph, node: Node) -> tuple[str, list[Node]]:
-    """The result of a node behind Relu, Clip and BatchNorm, and the clamps on the way."""
-    name, clamps = node.output[0], []
-    while name not in graph.outputs and len(readers := graph.readers.get(name, [])) == 1:
-        if readers[0].op_type not in CLAMPS | {"BatchNormalization"}:
-            break
-        clamps += [readers[0]] if readers[0].op_type in CLAMPS else []
-        name = readers[0].output[0]
-    return name, clamps
 
 
 RULES: tuple[Rule, ...] = (
@@ -383,7 +293,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         code="O24",
         severity="warning",
-        find=integer_deconvolution,
+        find=general.integer_deconvolution(TRANSPARENT),
         title="A quantized ConvTranspose",
         advice="Replace it by Resize and Conv, or leave it in float.",
         evidence="tried",

@@ -30,16 +30,8 @@ TRANSPARENT = frozenset(
         "Unsqueeze",
     }
 )
-INTEGER_OPERATORS = (
-    "ConvInteger",
-    "MatMulInteger",
-    "QLinearConv",
-)  # QLinearMatMul is turned into Q/DQ and runs in INT8
-
-
-def integer_operators(graph: Graph, platform: Platform) -> Iterator[Found]:
-    for node in graph.of(*INTEGER_OPERATORS):
-        yield Found(node, f"{node.op_type} is computed in float: OpenVINO fuses Q/DQ, not ONNX's integer operators.")
+# QLinearMatMul is turned into Q/DQ and runs in INT8.
+INTEGER_OPERATORS = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv"})
 
 
 def per_channel_activation(graph: Graph, platform: Platform) -> Iterator[Found]:
@@ -79,12 +71,6 @@ def _step(linear: Quantizer) -> tuple[object, ...]:
     scale = None if linear.scale is None else tuple(linear.scale.reshape(-1).tolist())
     zero_point = 0 if linear.zero_point is None else tuple(linear.zero_point.reshape(-1).tolist())
     return scale, zero_point or 0, linear.dtype
-
-
-def integer_deconvolution(graph: Graph, platform: Platform) -> Iterator[Found]:
-    for node in graph.products("ConvTranspose"):
-        if graph.dequantize(node.input[0]) is not None and graph.weight(node) is not None:
-            yield Found(node, "a quantized ConvTranspose: the CPU plugin computes it in float.")
 
 
 RULES: tuple[Rule, ...] = (
@@ -163,7 +149,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         code="V10",
         severity="error",
-        find=integer_operators,
+        find=general.integer_operators(
+            INTEGER_OPERATORS.__contains__, "is computed in float: OpenVINO fuses Q/DQ, not ONNX's integer operators"
+        ),
         title="QLinearConv, ConvInteger, MatMulInteger",
         advice="Export Q/DQ (QuantFormat.QDQ in ONNX Runtime's quantizer).",
         evidence="tried",
@@ -211,7 +199,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         code="V16",
         severity="warning",
-        find=integer_deconvolution,
+        find=general.integer_deconvolution(frozenset()),
         title="A quantized ConvTranspose",
         advice="Replace it by Resize and Conv, or leave it in float.",
         evidence="tried",

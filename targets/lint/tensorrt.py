@@ -32,6 +32,10 @@ COMPUTE = frozenset(
 CHANNELS = 16
 
 
+def is_integer(op_type: str) -> bool:
+    return op_type in INTEGER_OPERATORS or op_type.startswith("QLinear")
+
+
 def zero_point(graph: Graph, platform: Platform) -> Iterator[Found]:
     for linear in graph.linears():
         if linear.zero_point is not None and (values := linear.zero_point.astype(np.float32)).any():
@@ -40,7 +44,10 @@ def zero_point(graph: Graph, platform: Platform) -> Iterator[Found]:
 
 def unsigned_type(graph: Graph, platform: Platform) -> Iterator[Found]:
     for linear in graph.linears():
-        if linear.dtype.startswith(("uint", "int16")) and (linear.has_zero_point or linear.dtype != "uint8"):
+        by_default = linear.dtype == "uint8" and not linear.has_zero_point
+        if by_default and not attribute_of(linear.node, "output_dtype", 0):
+            continue  # a rule of its own
+        if linear.dtype.startswith(("uint", "int16")):
             yield Found(
                 linear.node, f"quantizes to {linear.dtype}: TensorRT reads the scale as that of int8, and clips."
             )
@@ -56,12 +63,6 @@ def integer_bias(graph: Graph, platform: Platform) -> Iterator[Found]:
     for linear in graph.linears(DEQUANTIZE):
         if linear.dtype == "int32":
             yield Found(linear.node, "dequantizes int32, a quantized bias.")
-
-
-def integer_operators(graph: Graph, platform: Platform) -> Iterator[Found]:
-    for node in graph.nodes:
-        if node.op_type in INTEGER_OPERATORS or node.op_type.startswith("QLinear"):
-            yield Found(node, f"{node.op_type} is an integer operator; TensorRT knows Q/DQ only.")
 
 
 def newest_opset(version: tuple[int, int]) -> int:
@@ -252,7 +253,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         code="Q09",
         severity="error",
-        find=integer_operators,
+        find=general.integer_operators(is_integer, "is an integer operator; TensorRT knows Q/DQ only"),
         title="QLinear*, *Integer and DynamicQuantizeLinear operators",
         advice="Export Q/DQ (QuantFormat.QDQ in ONNX Runtime's quantizer).",
         evidence="read",

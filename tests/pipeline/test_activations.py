@@ -53,6 +53,15 @@ def test_a_tensor_that_is_zero_on_every_sample_is_named_with_its_node() -> None:
         check_activations(build(b1=np.full(4, -1e3, np.float32)), SAMPLES)
 
 
+def test_a_node_that_is_kept_in_float_may_see_zeros_but_no_nan() -> None:
+    unreached = build(b1=np.full(4, -1e3, np.float32))
+    broken = build(w1=np.full((4, 3, 3, 3), 1e30, np.float32))
+
+    check_activations(unreached, SAMPLES, keep_float=("second",))
+    with pytest.raises(DataError, match=r"'stem' .*NaN or infinity"):
+        check_activations(broken, [{"x": np.full((1, 3, 8, 8), 1e30, np.float32)}], keep_float=("stem",))
+
+
 def test_samples_of_nothing_but_zeros_are_named_too() -> None:
     with pytest.raises(DataError, match=r"'stem' .*'x' is zero on all 1"):
         check_activations(build(), [{"x": np.zeros((1, 3, 8, 8), np.float32)}])

@@ -112,7 +112,15 @@ def test_a_fake_quantized_model_keeps_its_modes_and_comes_nearer_to_float(batche
 def chain() -> onnx.ModelProto:
     """A residual graph: stem -> Relu -> one + identity -> Gemm, and a layer without bias before the end."""
     rng = np.random.default_rng(0)
-    constants = {"w1": (6, 3, 3, 3), "b1": (6,), "w2": (6, 6, 1, 1), "b2": (6,), "w3": (6, 4), "b3": (4,), "w4": (4, 4)}
+    constants = {
+        "w1": (6, 3, 3, 3),
+        "b1": (6,),
+        "w2": (6, 6, 1, 1),
+        "b2": (6,),
+        "w3": (6, 4),
+        "b3": (1, 4),
+        "w4": (4, 4),
+    }
     node = onnx.helper.make_node
     nodes = [
         node("Conv", ["x", "w1", "b1"], ["s"], name="stem", pads=[1] * 4),

@@ -17,12 +17,14 @@ from benchmarks.bench import Arm
 from benchmarks.device.evaluate import pixels_of
 from benchmarks.device.preprocess import to_input
 from benchmarks.device.record import Record, validate
-from pipeline.bring_your_own import bench_model, compile_model, lint_model, quantize_model
+from benchmarks.devices import Local
+from pipeline.bring_your_own import _faster, bench_model, compile_model, lint_model, quantize_model
 from pipeline.onnx_ladder import Demands
 from pipeline.stages.bundle import write_bundle
 from pipeline.verb_reports import QuantizeReport
+from pipeline.workbench import Workbench
 from targets import make_target
-from targets.base import CompiledModel
+from targets.base import CompiledModel, Exported, Placement
 from targets.errors import EdgestillError, IntegrityError, MeasurementError, ModelError, RecipeError, TargetError
 from targets.lint import Finding
 
@@ -90,6 +92,52 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> QuantizeReport:
         std=[127.5],
         launches=1,
     )
+
+
+@pytest.mark.parametrize(
+    ("preset", "flags", "judged"),
+    [
+        ("ci", ("launch 0: load above 1",), False),
+        ("smoke", ("launch 0: load above 1",), True),
+        ("smoke", ("not valid: aarch64 emulated on x86_64", "launch 0: load above 1"), False),
+    ],
+)
+@pytest.mark.parametrize(("int8_us", "faster"), [(50.0, "int8"), (100.0, "fp32")])
+def test_times_that_prove_nothing_decide_nothing(
+    int8_us: float, faster: str, preset: str, flags: tuple[str, ...], judged: bool, quantized: QuantizeReport
+) -> None:
+    real = validate(json.loads((quantized.out_dir / "bench" / "records.json").read_text())["fp32"])
+    disturbed = replace(
+        real,
+        validity=replace(real.validity, ok=False, flags=flags),
+        scenario=replace(real.scenario, preset=preset),
+    )
+
+    shipped, why = _faster({"int8": _record(disturbed, int8_us, False), "fp32": _record(disturbed, 70.0, False)})
+
+    assert shipped == (faster if judged else "int8")
+    assert ("was not judged" in why) == (not judged)
+
+
+def test_a_float_precision_that_cannot_be_built_is_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_(bench: Workbench, exported: Exported, precision: str, out_dir: Path) -> Placement:
+        if precision in broken:
+            raise TargetError("constant 'mask' is too large for it.")
+        return Placement(layers=(), source=precision)
+
+    monkeypatch.setattr(Workbench, "compile", compile_)
+    floats = Exported(name="m", onnx_path="m.onnx", inputs=(), outputs=())
+    bench = Workbench(target="t", options={}, device=Local(), program="", float_precisions=("fp32", "fp16", "bf16"))
+
+    broken = {"fp16"}
+    placements, told = bench.compile_floats(floats, tmp_path)
+
+    assert list(placements) == ["fp32", "bf16"]
+    assert told == ("fp16 is not among the baselines: constant 'mask' is too large for it.",)
+    broken = {"fp32"}
+    refuse(lambda: bench.compile_floats(floats, tmp_path), TargetError, "'mask'")
 
 
 Measure = Callable[[Mapping[str, float]], None]
@@ -339,6 +387,24 @@ def test_linting_finds_nothing_in_what_we_quantized_and_refuses_float(
     assert [finding.code for finding in float_graph.findings] == ["O01"]
     assert isinstance(float_graph.failure, TargetError)
     assert "O01" in float_graph.text()
+
+
+def test_a_dynamically_quantized_graph_is_int8_and_no_float_model(tmp_path: Path) -> None:
+    path = tmp_path / "dynamic.onnx"
+    body = "q, s, z = DynamicQuantizeLinear(x) i = MatMulInteger(q, w, z) f = Cast <to = 1> (i) y = Mul(f, s)"
+    graph = onnx.parser.parse_graph(f"g (float[N,8] x) => (float[N,4] y) {{ {body} }}")
+    graph.initializer.append(numpy_helper.from_array(np.full((8, 4), 3, np.int8), "w"))
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+    report = compile_model(path, target="onnxruntime-cpu", out_dir=tmp_path / "out")
+
+    assert (report.precision, report.placement.int8_share) == ("int8", 1.0)
+    calibration = write_npz(tmp_path / "c.npz", x=(8,))
+    refuse(
+        lambda: quantize_model(path, calibration, target="onnxruntime-cpu", out_dir=tmp_path / "q"),
+        ModelError,
+        "is quantized already",
+    )
 
 
 def test_compiling_int8_runs_the_linter_first_and_fails_with_its_errors(

@@ -250,6 +250,17 @@ def test_no_path_of_this_machine_stands_in_a_bundle(write: Write, tmp_path: Path
     assert str(tmp_path).encode() not in told
 
 
+def test_an_option_that_is_a_file_of_the_build_is_left_out(
+    compiled: CompiledModel, write: Write, tmp_path: Path
+) -> None:
+    built = replace(compiled, options={**compiled.options, "timing_cache": "/home/ann/timing.cache"})
+
+    bundle = write(tmp_path / "two", compiled=built)
+
+    assert read_json(bundle / MANIFEST)["options"] == dict(compiled.options)
+    assert CompiledModel.load(bundle / "model").options == compiled.options
+
+
 def test_the_reason_for_shipping_float_stands_in_manifest_and_card(write: Write, tmp_path: Path) -> None:
     bundle = write(tmp_path / "float", float_reason="INT8 is 4 % slower than FP32 here")
 

@@ -82,7 +82,7 @@ def test_the_example_of_a_comparison_from_python_runs(workplace: Path, monkeypat
         run_command(f"edgestill compile model.onnx --out {name}", monkeypatch)
     names: dict[str, Any] = {}
 
-    quick = example.replace('preset="ci"', 'preset="smoke", launches=1')
+    quick = example.replace('preset="ci"', 'preset="smoke", pairs=1')
     assert quick != example
     exec(compile(quick, "docs/compare.md", "exec"), names)  # noqa: S102
 

@@ -84,9 +84,8 @@ def test_constants_are_computed_and_quantizers_of_them_are_kept() -> None:
     assert ops(model) == {"Mul": 1, "Add": 1, "DequantizeLinear": 1}
 
 
-@pytest.mark.parametrize("own_pads", [None, [1, 0, 1, 0]])
-def test_zero_padding_becomes_the_convolutions_own(own_pads: list[int] | None) -> None:
-    attributes = {} if own_pads is None else {"pads": own_pads}
+@pytest.mark.parametrize("attributes", [{}, {"pads": [1, 0, 1, 0]}, {"auto_pad": "VALID"}])
+def test_zero_padding_becomes_the_convolutions_own(attributes: dict[str, Any]) -> None:
     model = graph(
         [node("Pad", ["x", "pads"], ["p"]), node("Conv", ["p", "w"], ["y"], **attributes)],
         pads=np.array([0, 0, 0, 1, 0, 0, 1, 2], np.int64),
@@ -292,3 +291,28 @@ def test_a_dialect_applied_twice_changes_nothing_the_second_time(dialect: str) -
 def test_an_unknown_dialect_is_refused_with_the_nearest() -> None:
     with pytest.raises(ModelError, match="Did you mean 'openvino'"):
         apply_dialect(gemm(np.ones(3, np.float32)), "opnvino")
+
+
+@pytest.mark.parametrize(("shape", "num_changed"), [((1, 3), 1), ((1,), 1), ((2, 3), 0)])
+def test_a_gemms_bias_of_any_rank_is_integers_where_there_is_one_a_channel(
+    shape: tuple[int, ...], num_changed: int
+) -> None:
+    model = graph(
+        [
+            node("Reshape", ["x", "rows"], ["r"]),
+            *pair("r", "a"),
+            node("DequantizeLinear", ["w_q", "scales", "zeros"], ["w"], axis=0),
+            node("Gemm", ["a", "w", "b"], ["y"], transB=1),
+        ],
+        rows=np.array([-1, 144]),
+        s=np.float32(0.1),
+        zero=np.int8(0),
+        w_q=RNG.integers(-127, 128, (3, 144)).astype(np.int8),
+        scales=np.array([0.01, 0.02, 0.03], np.float32),
+        zeros=np.zeros(3, np.int8),
+        b=RNG.normal(size=shape).astype(np.float32),
+    )
+    before = run(model)
+
+    assert rewrites.integer_bias(model) == num_changed
+    np.testing.assert_allclose(run(model), before, atol=0.1 * 0.03)

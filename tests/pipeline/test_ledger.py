@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from pipeline.ledger import MAX_FLIPPED_LISTED, Hop, hop_that_lost_most, ledger, mean_kl, output_differences
-from targets.errors import ModelError
+from targets.errors import ModelError, RecipeError
 
 NUM_SAMPLES, NUM_CLASSES = 60, 4
 
@@ -196,3 +196,9 @@ def test_outputs_without_labels_are_compared_by_cosine_and_largest_delta() -> No
 
     assert output_differences(a, b) == {"cosine": pytest.approx(9 / 25), "max_abs_delta": 4.0}
     assert output_differences(a, np.zeros_like(a)) == {"cosine": None, "max_abs_delta": 4.0}
+
+
+def test_a_metric_of_ones_own_that_fails_is_named_with_the_hop() -> None:
+    for metric, told in ((lambda *_: math.nan, "returned nan"), (lambda *_: {}["f1"], "KeyError")):
+        with pytest.raises(RecipeError, match=rf"gate.metric, hop teacher: your .*{told}"):
+            ledger([TEACHER], LABELS_N, metric)

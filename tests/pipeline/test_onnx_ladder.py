@@ -45,6 +45,12 @@ def test_a_metric_of_ones_own_takes_the_place_of_both() -> None:
     assert not likeness_gate(Demands(metric=metric, min_metric=-0.9), SCORES, FLIPPED).passed
 
 
+def test_a_metric_that_gives_no_number_is_refused_by_name() -> None:
+    for value in (float("nan"), float("inf"), None):
+        with pytest.raises(RecipeError, match="--metric: your metric returned"):
+            likeness_gate(Demands(metric=lambda *_, value=value: value), SCORES, FLIPPED)  # type: ignore[misc]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

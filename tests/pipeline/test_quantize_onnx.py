@@ -147,6 +147,19 @@ def test_what_cannot_be_quantized_is_refused_and_leaves_nothing(tmp_path: Path) 
     assert not out_dir.exists()
 
 
+def test_a_branch_that_no_sample_reaches_is_quantized_around_when_it_is_kept_in_float(tmp_path: Path) -> None:
+    model_path = build(tmp_path / "m.onnx")
+    unlit = [{**sample, "image": np.zeros_like(sample["image"])} for sample in samples(4)]
+    given: dict[str, Any] = {"scheme": "cpu-int8", "dialect": "onnxruntime", "out_dir": tmp_path / "int8"}
+
+    with pytest.raises(DataError, match=r"'Conv_\w+' \(Conv\): 'image' is zero .* --keep-float") as refusal:
+        quantize_onnx(model_path, unlit, **given)
+    named = str(refusal.value).split("'")[1]
+    exported = quantize_onnx(model_path, unlit, **given, keep_float=(named,))
+
+    assert exported.model_path.is_file()
+
+
 def test_bytes_that_are_no_onnx_are_refused(tmp_path: Path) -> None:
     whole = build(tmp_path / "m.onnx").read_bytes()
     path = tmp_path / "damaged.onnx"

@@ -365,6 +365,18 @@ def test_an_integer_output_and_a_file_that_is_no_graph_are_refused(tmp_path: Pat
 
 
 @needs_executorch
+def test_an_operator_that_we_read_otherwise_than_onnx_does_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from targets.executorch_operators import OPERATORS
+
+    monkeypatch.setitem(OPERATORS, "GlobalAveragePool", lambda call: call.x.amax((2, 3), keepdim=True))
+
+    with pytest.raises(TargetError, match="answers otherwise than the graph"):
+        ExecuTorch().compile(export(tmp_path, graph(FLOAT)), tmp_path / "c", "fp32")
+
+
+@needs_executorch
 def test_a_constant_that_float16_does_not_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HALF_FLAGS", (set(),))
     exported = export(tmp_path, graph(FLOAT, hb=np.array([1e6, 0, 0, 0, 0], np.float32)))

@@ -38,7 +38,7 @@ def test_on_a_board_without_torch_or_onnx_the_compile_sends_to_the_host(
 ) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnx" else object())
 
-    with pytest.raises(TargetError, match="made on the host, with torch and onnx, and onnx is not installed here"):
+    with pytest.raises(TargetError, match="made on the host, with torch, onnx and onnxruntime, and onnx is not"):
         ExecuTorch().compile(make_exported(), tmp_path / "c", "fp32")
 
 

@@ -160,6 +160,14 @@ def test_an_operator_computes_what_onnx_says(name: str, body: str, constants: Co
     np.testing.assert_allclose(answer, expected, rtol=1e-3 if name == "Cast" else 1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("axis", [None, 0, 2, -1])
+def test_softmax_of_an_old_opset_takes_all_axes_from_its_own_on_as_one(axis: int | None) -> None:
+    proto = model(f"y = Softmax {'' if axis is None else f'<axis = {axis}>'} (x)", {})
+    proto.opset_import[0].version = 11
+
+    np.testing.assert_allclose(on_torch(proto, X, ROWS), on_onnx_runtime(proto, X, ROWS), rtol=1e-5)
+
+
 def test_every_operator_has_its_graph() -> None:
     assert CASES.keys() == OPERATORS.keys()
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from targets import make_target
 from targets.base import Clocked, CompiledModel, Exported, LayerTime, LayerTimer, Target, TensorSpec
-from targets.onnxruntime import node_times
+from targets.onnxruntime_profile import node_times
 from targets.openvino import mean_since
 
 MakeExported = Callable[..., Exported]

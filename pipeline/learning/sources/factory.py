@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.learning.own_code import own_factory
+from pipeline.learning.own_code import called, own_factory
 from pipeline.learning.sources.npz import source_from_arrays
 from pipeline.learning.sources.parts import Source
 from targets.errors import DataError
@@ -34,7 +34,7 @@ def locate(target: str) -> Path:
 
 
 def read(target: str, *, allow_code: bool) -> Source:
-    made = own_factory(f"python:{target}", "data.source", allow_code=allow_code)()
+    made = called(own_factory(f"python:{target}", "data.source", allow_code=allow_code), "data.source")
     where = f"python:{target}"
     if isinstance(made, Mapping):
         return source_from_arrays(made, where)

@@ -147,6 +147,10 @@ FORMS: list[tuple[str, Case, set[str]]] = [
         "body": X + "w_q = QuantizeLinear <axis = 0> (wf, sw, zw) " + W + CONV + Y, "wf": FLOATS / 100
     }, set()),
     ("uint8 with zero point 128", {"body": pair("a", "x", "sx", "mid") + W + CONV + Y}, {"Q01", "Q02"}),
+    ("uint8 by output_dtype alone", {
+        "body": "q = QuantizeLinear <output_dtype = 2> (x, sx) a = DequantizeLinear(q, sx) " + W + CONV + Y, "opset": 21,
+        "platform": Platform(tensorrt=(11, 0))
+    }, {"Q02"}),
     ("a negative scale", GOOD | {"sx": np.float32(-1)}, {"Q04"}),
     ("a scale that is NaN", GOOD | {"sy": np.float32("nan")}, {"Q04"}),
     ("an empty scale", GOOD | {"sx": np.zeros(0, np.float32)}, {"Q04", "Q05"}),
