@@ -20,6 +20,7 @@ from benchmarks.pack import FIRST_RUN
 from pipeline.artifacts import Bundle, ExportedModel, Kit, Measured, PreparedData, Report, Scores, TrainedModel, Verdict
 from pipeline.fleet import Job, look_at_boards, on_devices
 from pipeline.how import How
+from pipeline.processes import led_by_first
 from pipeline.progress import Progress, Quiet
 from pipeline.recipe import Recipe, TargetConfig, load_recipe
 from pipeline.schemes import dialect_of
@@ -173,6 +174,7 @@ class RunResult:
         return "\n".join([*lines, f"report  {self.report_path}", f"{built}, {self.seconds:.1f} s"])
 
 
+@led_by_first
 def run_recipe(
     recipe: Path | Recipe,
     *,
@@ -190,7 +192,7 @@ def run_recipe(
     """Run a recipe (a path, or a Recipe made in Python) and return what came of it.
 
     Raises an EdgestillError where a stage cannot go on; an artifact that breaks its budget or gate is in `failure`, because
-    the report that shows it has been written all the same.
+    the report that shows it has been written all the same. Several processes (docs/distributed.md) call it together.
     """
     if isinstance(recipe, Path):
         recipe = load_recipe(recipe, overrides)

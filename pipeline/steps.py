@@ -33,6 +33,7 @@ from pipeline.fleet import facts_of
 from pipeline.how import How
 from pipeline.learning.own_code import PREFIX, code_digest
 from pipeline.learning.sources import data_digest, factory, locate
+from pipeline.processes import learn
 from pipeline.recipe import AssistantConfig, ModelConfig, Recipe, TargetConfig
 from pipeline.signing import signer_of
 from pipeline.workspace import Workspace
@@ -74,7 +75,7 @@ class Steps:
             "teacher",
             self._key(config),
             [data, *own_digests(config.checkpoint, config.model)],
-            lambda out: stages.teacher.train_teacher(config, data, out, self.how),
+            lambda out: learn(partial(stages.teacher.train_teacher, config, data), out, self.how),
             module="pipeline.stages.teacher",
         )
 
@@ -94,7 +95,7 @@ class Steps:
             f"assistant-{number}",
             self._key(config),
             [data, tutor, *own_digests(config.checkpoint, config.model)],
-            lambda out: stages.distill.train_assistant(config, student, data, tutor, out, self.how),
+            lambda out: learn(partial(stages.distill.train_assistant, config, student, data, tutor), out, self.how),
             module="pipeline.stages.distill",
         )
 
@@ -121,7 +122,7 @@ class Steps:
             "distill",
             self._key(config),
             [*given, *own_digests(config.checkpoint, config.model, config.loss)],
-            lambda out: stages.distill.distill(config, data, teacher, out, self.how, labels),
+            lambda out: learn(partial(stages.distill.distill, config, data, teacher, labels=labels), out, self.how),
             module="pipeline.stages.distill",
         )
 
@@ -132,7 +133,7 @@ class Steps:
             f"quantize-{scheme}",
             {**self._key(config), "scheme": scheme},
             [data, student],
-            lambda out: stages.quantize.quantize(config, scheme, data, student, out, self.how),
+            lambda out: learn(partial(stages.quantize.quantize, config, scheme, data, student), out, self.how),
             module="pipeline.stages.quantize",
         )
 

@@ -10,6 +10,8 @@ import json
 import os
 import sys
 import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -21,13 +23,21 @@ from pipeline.cli import recipes, ablation, models, bundles, measuring, history 
 
 # isort: on
 from pipeline.cli.app import app, shown
+from pipeline.launch import num_processes, process_index
 
 USAGE = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 
 
 def main() -> None:
-    """Run a verb and end with the exit code of what happened; never a traceback."""
+    """Run a verb and end with the exit code of what happened; never a traceback. Of several processes the first speaks."""
+    if process_index() == 0:
+        _main()
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        _main()
+
+
+def _main() -> NoReturn:
     try:
         exit_code = app(standalone_mode=False)
     except Exception as error:  # the last wall before the person
@@ -61,6 +71,10 @@ def _root(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(USAGE)
+    if num_processes() > 1 and context.invoked_subcommand != "run":
+        raise typer.BadParameter(
+            f"{num_processes()} processes were started, and only `run` knows what to do with them: start one"
+        )
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

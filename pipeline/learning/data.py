@@ -113,14 +113,24 @@ class Data:
         return len(self.splits["validation"])
 
     def train_batches(
-        self, *, epoch: int, seed: int, batch_size: int, shown: Tensor | None = None, view_seed: int | None = None
+        self,
+        *,
+        epoch: int,
+        seed: int,
+        batch_size: int,
+        shown: Tensor | None = None,
+        view_seed: int | None = None,
+        rows: Sequence[slice] | None = None,
     ) -> Iterator[Batch]:
         """Augmented, shuffled batches of one epoch. `shown`: positions within the train split to visit (None: all);
-        `view_seed`: the view to show (None: one that no other epoch shows)."""
+        `view_seed`: the view to show (None: one that no other epoch shows); `rows`: which of each batch (None: all)."""
         generator = torch.Generator().manual_seed(mixed_seed(seed, epoch, ORDER))
-        positions = torch.arange(self.num_train) if shown is None else shown.cpu()
+        # Sorted: which samples are shown tells their order, not by how little one is harder than the next.
+        positions = torch.arange(self.num_train) if shown is None else shown.cpu().sort().values
         order = positions[torch.randperm(len(positions), generator=generator)]
         batches = [order[batch] for batch in batch_slices(len(order), batch_size)]
+        if rows is not None:
+            batches = [batch[own] for batch, own in zip(batches, rows, strict=True)]
         yield from self.view_batches(batches, mixed_seed(seed, epoch) if view_seed is None else view_seed)
 
     def view_batches(self, batches: Sequence[Tensor], view_seed: int) -> Iterator[Batch]:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from torch import nn
 
 from pipeline.artifacts import PreparedData, TrainedModel
 from pipeline.learning.data import Data
+from pipeline.learning.distributed import process_state
 from pipeline.learning.models import build_model, count_macs, count_parameters, load_weights, save_weights
 from pipeline.learning.own_code import PREFIX, code_digest
 from pipeline.recipe import ModelConfig
@@ -19,7 +19,7 @@ from targets.base import write_json
 
 def open_data(prepared: PreparedData) -> Data:
     """The prepared data on the device that learns: a GPU where there is one."""
-    return Data.load(prepared, str(PartialState().device))
+    return Data.load(prepared, str(process_state().device))
 
 
 def new_model(config: ModelConfig, data: Data, *, allow_code: bool, offline: bool) -> nn.Module:

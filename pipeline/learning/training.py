@@ -2,7 +2,8 @@
 
 Every epoch's randomness is a function of (seed, epoch) and the learning rate one of the step, so the state between two
 epochs is the weights, the optimizer, the average and the best epoch so far. It is written after each epoch: a training
-that was killed goes on and ends with the same weights, bit for bit, on the same CPU.
+that was killed goes on and ends with the same weights, bit for bit, on the same CPU. Several processes share every batch
+and end with the weights of one, but for float rounding (distributed.py); the first of them writes and speaks.
 """
 # Shapes: N batch, C channels, H height, W width, K classes.
 
@@ -11,19 +12,30 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.learning.checkpoint import FILE, read_checkpoint, save_checkpoint
-from pipeline.learning.data import Batch, Data
+from pipeline.learning.data import Batch, Data, batch_slices
+from pipeline.learning.distributed import (
+    Share,
+    agree,
+    count_over_all,
+    from_first,
+    is_first,
+    process_rows,
+    process_state,
+    sum_gradients,
+    taking,
+)
 from pipeline.learning.epochs import Epoch
 from pipeline.learning.epochs import Trained as Trained
 from pipeline.learning.label_cache import LabelCache
@@ -31,7 +43,8 @@ from pipeline.learning.models import predict, save_weights
 from pipeline.learning.objective import FixedObjective, Objective, Shown, all_samples
 from pipeline.learning.objective import Loss as Loss
 from pipeline.learning.optimization import learning_rate, make_optimizer, survives_channels_last
-from pipeline.progress import Progress
+from pipeline.learning.whole_batch import whole_batch
+from pipeline.progress import Progress, Quiet
 from pipeline.recipe import TrainConfig
 from targets.base import read_json, write_json
 from targets.errors import IntegrityError, TrainingError
@@ -62,6 +75,7 @@ def train(
     the loss is no number; the last good checkpoint stays.
     """
     checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    progress = progress if is_first() else Quiet()
     objective = loss if isinstance(loss, Objective) else FixedObjective(loss, shown)
     answers = _Teacher(teacher, labels, labels.view_seeds if labels is not None else view_seeds)
     run = _begin(model, data, objective, config, seed, checkpoint_dir, answers)
@@ -70,14 +84,16 @@ def train(
     with progress.task(label, total=total) as overall:
         overall.advance(first_epoch)
         for epoch in range(first_epoch, total):
-            visited = objective.begin_epoch(epoch, total, run.epochs, run.model)
+            visited = from_first(objective.begin_epoch(epoch, total, run.epochs, run.model))
             done = _train_epoch(run, epoch, visited, progress, label)
             _keep(run, done)
-            if done.epoch in keep_epochs:
+            if done.epoch in keep_epochs and is_first():
                 save_weights(run.evaluated, kept_weights(checkpoint_dir, done.epoch))
-            save_checkpoint(_state(run), checkpoint_dir)
+            if is_first():
+                save_checkpoint(_state(run), checkpoint_dir)
             overall.advance(1)
             progress.say(_epoch_line(label, done, total))
+    from_first(None)  # from here on all find what it has written
     trained = Trained(run.best, _state_of(run.evaluated), run.best_epoch, run.precision, run.epochs)
     model.load_state_dict(trained.best)
     return trained
@@ -121,7 +137,7 @@ class _Run:
 
     accelerator: Accelerator
     model: nn.Module  # the caller's own module
-    forward: nn.Module  # the same, prepared: autocast, and DDP under `accelerate launch`
+    forward: nn.Module  # the same, prepared: autocast
     teacher: _Teacher
     optimizer: Any
     average: AveragedModel | None
@@ -162,9 +178,9 @@ def _begin(
     checkpoint_dir: Path,
     teacher: _Teacher,
 ) -> _Run:
-    device = PartialState().device
-    model.to(device)
-    objective.to(device)
+    device = process_state().device
+    agree(model.to(device))
+    agree(objective.to(device))
     if config.channels_last and survives_channels_last(model):
         model.to(memory_format=torch.channels_last)
     if teacher.module is not None:
@@ -177,7 +193,8 @@ def _begin(
         mixed_precision="bf16", kwargs_handlers=[AutocastKwargs(enabled=precision == "bf16", cache_enabled=True)]
     )
     learned = [*model.parameters(), *(p for p in objective.parameters() if p.requires_grad)]
-    forward, optimizer = accelerator.prepare(_Held(model), make_optimizer(learned, config))
+    forward = accelerator.prepare_model(_Held(model), evaluation_mode=True)  # without DDP: the step sums the gradients
+    optimizer = accelerator.prepare_optimizer(make_optimizer(learned, config))
     average = None
     if config.ema_decay is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
@@ -189,29 +206,23 @@ def _train_epoch(run: _Run, epoch: int, visited: Tensor | None, progress: Progre
     begun_s = time.monotonic()
     torch.manual_seed((run.seed << 16) + epoch)  # dropout and its like; the data derive their own from the same pair
     run.model.train()
-    num_batches = run.data.num_train_batches(run.config.batch_size, None if visited is None else len(visited))
+    shares = _shares(run, visited)
+    num_batches = len(shares)
     loss_sum, num_right, num_seen = 0.0, 0, 0
-    batches = run.data.train_batches(
-        epoch=epoch,
-        seed=run.seed,
-        batch_size=run.config.batch_size,
-        shown=visited,
-        view_seed=run.teacher.view_seed(epoch),
-    )
     with progress.task(f"{label} epoch {epoch + 1}/{run.config.epochs}", total=num_batches) as task:
-        for step, batch in enumerate(batches):
+        for step, (share, batch) in enumerate(zip(shares, _batches(run, epoch, visited, shares), strict=True)):
             rate = learning_rate(run.config, epoch + step / num_batches)
             run.objective.begin_step(epoch + step / num_batches)
-            loss, right = _train_step(run, batch, epoch, rate)
+            loss, right = _train_step(run, batch, share, epoch, rate)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"{label}: the loss is {loss} in epoch {epoch + 1}, step {step + 1} (learning rate {rate:.2g}). "
                     "Lower train.lr, or set train.grad_clip or train.warmup_epochs; the last good checkpoint is kept."
                 )
             loss_sum, num_right, num_seen = (
-                loss_sum + loss * len(batch.labels_N),
+                loss_sum + loss * share.total,
                 num_right + right,
-                num_seen + len(batch.labels_N),
+                num_seen + share.total,
             )
             speed = num_seen / (time.monotonic() - begun_s)
             task.advance(1, f"loss {loss_sum / num_seen:.3f}, top-1 {num_right / num_seen:.1%}, {speed:.0f} images/s")
@@ -229,23 +240,45 @@ def _train_epoch(run: _Run, epoch: int, visited: Tensor | None, progress: Progre
     )
 
 
-def _train_step(run: _Run, batch: Batch, epoch: int, rate: float) -> tuple[float, int]:
-    """One step; returns the loss in nats and how many of the batch were classified right."""
+def _shares(run: _Run, visited: Tensor | None) -> list[Share]:
+    """What this process takes of each batch of an epoch."""
+    num_samples = run.data.num_train if visited is None else len(visited)
+    return [Share.of_batch(one.stop - one.start) for one in batch_slices(num_samples, run.config.batch_size)]
+
+
+def _batches(run: _Run, epoch: int, visited: Tensor | None, shares: Sequence[Share]) -> Iterator[Batch]:
+    return run.data.train_batches(
+        epoch=epoch,
+        seed=run.seed,
+        batch_size=run.config.batch_size,
+        shown=visited,
+        view_seed=run.teacher.view_seed(epoch),
+        rows=[share.rows for share in shares],
+    )
+
+
+def _train_step(run: _Run, batch: Batch, share: Share, epoch: int, rate: float) -> tuple[float, int]:
+    """One step on a share of a batch; returns the loss of all of it in nats and how many of it were classified right."""
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    student_NK = run.forward(batch.x_NCHW).float()
-    with run.accelerator.autocast():
-        teacher_NK = run.teacher.logits(batch, epoch)
-    loss: Tensor = run.objective(student_NK, teacher_NK, batch.labels_N)
+    with taking(share):
+        with whole_batch(share):
+            student_NK = share.gather(run.forward(batch.x_NCHW).float())
+        with run.accelerator.autocast():
+            teacher_NK = run.teacher.logits(batch, epoch)
+        teacher_NK = None if teacher_NK is None else share.gather(teacher_NK)
+        labels_N = share.gather(batch.labels_N)
+        loss: Tensor = run.objective(student_NK, teacher_NK, labels_N)
     run.optimizer.zero_grad()
     run.accelerator.backward(loss)
+    sum_gradients(run.model.parameters(), alike=run.objective.parameters())
     if run.config.grad_clip is not None:
         learned = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
         run.accelerator.clip_grad_norm_(learned, run.config.grad_clip)
     run.optimizer.step()
     if run.average is not None:
         run.average.update_parameters(run.model)
-    return float(loss.detach()), int((student_NK.detach().argmax(1) == batch.labels_N).sum())
+    return float(loss.detach()), int((student_NK.detach().argmax(1) == labels_N).sum())
 
 
 def _validate(run: _Run) -> float | None:
@@ -253,8 +286,11 @@ def _validate(run: _Run) -> float | None:
         return None
     right = 0
     for batch in run.data.plain_batches("validation"):
-        right += int((predict(run.evaluated, [batch]).argmax(1) == batch.labels_N).sum())
-    return right / run.data.num_validation
+        rows = process_rows(len(batch.labels_N))
+        if rows.start < rows.stop:
+            own = Batch(batch.x_NCHW[rows], batch.labels_N[rows], batch.index_N[rows])
+            right += int((predict(run.evaluated, [own]).argmax(1) == own.labels_N).sum())
+    return count_over_all(right) / run.data.num_validation
 
 
 def _keep(run: _Run, done: Epoch) -> None:
@@ -295,9 +331,9 @@ def _state(run: _Run) -> dict[str, Any]:
 def _resume(run: _Run, checkpoint_dir: Path, progress: Progress) -> int:
     """Restore the state after the last finished epoch; returns the epoch to go on with."""
     path = checkpoint_dir / FILE
-    if not path.exists():
+    if not from_first(path.exists()):
         return 0
-    state = read_checkpoint(path, run.accelerator.device)
+    state = from_first(read_checkpoint(path, torch.device("cpu")) if is_first() else None)
     if state is None:
         progress.say(f"{path} is truncated or altered: this training begins again")
         return 0
@@ -328,16 +364,18 @@ def _decide_precision(
     """`auto` is settled by a short measurement before the first step, written down, and restored on resume."""
     if config.precision != "auto":
         return config.precision
+    if not is_first():
+        return from_first("")
     decided_path = checkpoint_dir / "decided.json"
     if (decided := _decided(decided_path)) is not None:
-        return decided
+        return from_first(decided)
     batch = next(
         iter(data.train_batches(epoch=0, seed=seed, batch_size=config.batch_size, view_seed=teacher.view_seed(0)))
     )
     seconds = {p: _step_seconds(model, teacher, batch, objective, bf16=p == "bf16") for p in ("fp32", "bf16")}
     precision = min(seconds, key=seconds.__getitem__)
     write_json(decided_path, {"precision": precision, "step_seconds": seconds})
-    return precision
+    return from_first(precision)
 
 
 def _decided(path: Path) -> str | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 
+from pipeline.learning.distributed import gathered
 from pipeline.learning.models.inference import evaluating
 from targets.errors import RecipeError
 
@@ -42,7 +43,8 @@ class FeatureLoss(nn.Module):
     def forward(self) -> Tensor:
         """(N,), of the forward passes of student and teacher since `listen`. No gradient reaches the teacher."""
         student, teacher = _alike(self._student.take(), self._teacher.take().detach())
-        difference: Tensor = self.projector(_full_precision(student)) - _full_precision(teacher)
+        student, teacher = gathered(_full_precision(student)), gathered(_full_precision(teacher))
+        difference: Tensor = self.projector(student) - teacher
         return difference.square().flatten(1).mean(1)
 
     def remove(self) -> None:
