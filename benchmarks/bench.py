@@ -94,7 +94,7 @@ def measure_arms(
     MeasurementError with the device's own words.
     """
     config = PRESETS[preset]
-    _check_names(arms)
+    check_names(arms)
     program = device.put(pack_device_program(out_dir / PROGRAM))
     machine: Environment = from_json(Environment, run_program(device, program, ["environment"]), "environment")
     bench = Bench(device, program, Setting(config=config, machine=machine, seed=seed, out_dir=out_dir))
@@ -165,13 +165,15 @@ def _kinds(arm: Arm) -> tuple[str, ...]:
     return (LATENCY, THROUGHPUT, HOST_E2E) if encoded else (LATENCY, THROUGHPUT)
 
 
-def _check_names(arms: Sequence[Arm]) -> None:
-    names = [_file_name(arm.name) for arm in arms]
+def check_names(arms: Sequence[Arm]) -> None:
+    """Raises RecipeError for two arms of one name, whose samples would be one file."""
+    names = [file_name(arm.name) for arm in arms]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RecipeError(f"two models to measure are both called '{twice[0]}'. Give each a name of its own.")
 
 
-def _file_name(arm: str) -> str:
+def file_name(arm: str) -> str:
+    """What an arm's samples are called."""
     return re.sub(r"[^A-Za-z0-9.-]+", "-", arm)
 
 
@@ -182,10 +184,10 @@ def _until_quiet(bench: Bench, task: Task, retries: int) -> dict[str, Any]:
         answer = _launch(bench, task)
         if not answer.get("disturbances") or len(repeated) >= retries:
             return answer if task.kind == THROUGHPUT else {**answer, "repeated": repeated}
-        repeated.append({} if task.kind == THROUGHPUT else _set_aside(answer, len(repeated), bench.setting.out_dir))
+        repeated.append({} if task.kind == THROUGHPUT else set_aside(answer, len(repeated), bench.setting.out_dir))
 
 
-def _set_aside(answer: Mapping[str, Any], tries: int, out_dir: Path) -> dict[str, Any]:
+def set_aside(answer: Mapping[str, Any], tries: int, out_dir: Path) -> dict[str, Any]:
     """What a Repeated keeps of a try; its samples give the name to the next one's."""
     kept = Path(answer["samples_file"]).with_suffix(f".try-{tries}.npy")
     (out_dir / answer["samples_file"]).rename(out_dir / kept)
@@ -201,7 +203,7 @@ def _launch(bench: Bench, task: Task) -> dict[str, Any]:
     if task.kind == THROUGHPUT:
         return run_program(device, bench.program, ["throughput", "--short", *common], timeout_s=timeout_s)
     scratch = device.scratch(bench.setting.out_dir / "samples")
-    name, own_name = (f"{_file_name(arm.name)}-{kind}-{task.index}.npy" for kind in (task.kind, "device"))
+    name, own_name = (f"{file_name(arm.name)}-{kind}-{task.index}.npy" for kind in (task.kind, "device"))
     argv = ["measure", *common, "--boundary", task.kind, "--out", f"{scratch}/{name}"]
     argv += ["--short"] if task.kind == HOST_E2E else ["--device-out", f"{scratch}/{own_name}"]
     if arm.evaluation_dir is not None:

@@ -1,8 +1,9 @@
 """Is B slower than A? Two records of one session, judged pair by pair; a false alarm is rarer than one in a hundred.
 
-Reads records (`benchmarks/bench.py` measures them launch by launch, interleaved). A launch is the unit: within one, samples
-follow each other and prove nothing. d_i = ln B_i - ln A_i over the rounds i; worse iff the exact one-sided Wilcoxon test
-gives p < 0.01 (over several metrics: Holm) and the Hodges-Lehmann shift is beyond the metric's margin.
+Reads records (`benchmarks/turns.py` measures them pair by pair, `benchmarks/bench.py` launch by launch). A launch is the unit:
+within one, samples follow each other and prove nothing. d_i = ln B_i - ln A_i over the pairs i; worse iff the exact one-sided
+Wilcoxon test gives p < 0.01 (over several metrics: Holm) and the Hodges-Lehmann shift is beyond the metric's margin. Of a pair
+whose processes took turns, the d of the latency is the median over their rounds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from scipy import stats
 from benchmarks.bench import MAX_P, MIN_PAIRS
 from benchmarks.comparison import BETTER, SAME, UNKNOWN, WORSE, Budget, Comparison, Difference, budget_line, sentence
 from benchmarks.device.record import Launch, Record
-from benchmarks.statistics import Interval, hodges_lehmann, hodges_lehmann_interval, holm, wilcoxon_greater_p
+from benchmarks.statistics import Interval, Values, hodges_lehmann, hodges_lehmann_interval, holm, wilcoxon_greater_p
+from benchmarks.turns import pair_differences
 from targets.errors import BudgetError, EdgestillError, MeasurementError, RecipeError
 
 # Two records that were measured one after the other differ by the hour as well: only what no hour explains is told.
@@ -38,10 +40,11 @@ class Metric:
     read: Callable[[Launch], float | None]
 
 
+LATENCY = "p25"
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric(name="p25", unit="ms", margin=1.02, words=("faster", "slower"), read=lambda one: one.lat_us.p25 / 1e3),
+        Metric(name=LATENCY, unit="ms", margin=1.02, words=("faster", "slower"), read=lambda one: one.lat_us.p25 / 1e3),
         Metric(name="peak RSS", unit="MiB", margin=1.02, words=("less", "more"), read=lambda one: one.memory.vmhwm_mib),
         Metric(name="load", unit="ms", margin=1.05, words=("faster", "slower"), read=lambda one: one.load_ms),
     )
@@ -74,6 +77,7 @@ def compare(
         a=_about(a, labels[0]),
         b=_about(b, labels[1]),
         interleaved=interleaved,
+        by_turns=interleaved and pair_differences(a, b) is not None,
         num_pairs=pairs,
         preset=a.scenario.preset,
         differences=differences,
@@ -118,7 +122,12 @@ def _shift(metric: Metric, a: Record, b: Record, interleaved: bool) -> Shift | N
     values_a, values_b = _values(metric, a), _values(metric, b)
     if values_a is None or values_b is None:
         return None
-    return _paired(values_a, values_b) if interleaved else _apart(values_a, values_b)
+    if not interleaved:
+        return _apart(values_a, values_b)
+    if metric.name == LATENCY and (by_turns := pair_differences(a, b)) is not None:
+        return _paired(by_turns)
+    pairs = min(len(values_a), len(values_b))
+    return _paired(np.log(values_b[:pairs]) - np.log(values_a[:pairs]))
 
 
 def _values(metric: Metric, record: Record) -> list[float] | None:
@@ -127,12 +136,11 @@ def _values(metric: Metric, record: Record) -> list[float] | None:
     return readable if len(readable) == len(values) else None
 
 
-def _paired(values_a: Sequence[float], values_b: Sequence[float]) -> Shift:
-    pairs = min(len(values_a), len(values_b))
-    differences = np.log(values_b[:pairs]) - np.log(values_a[:pairs])
+def _paired(differences: Values) -> Shift:
+    differences = np.asarray(differences)
     log = hodges_lehmann(differences)
     p = wilcoxon_greater_p(differences if log > 0 else -differences)
-    return Shift(log, hodges_lehmann_interval(differences), p, 0.5**pairs)
+    return Shift(log, hodges_lehmann_interval(differences), p, 0.5**differences.size)
 
 
 def _apart(values_a: Sequence[float], values_b: Sequence[float]) -> Shift:
@@ -192,7 +200,7 @@ def _outcome(shift: Shift, p: float, margin: float, num_tests: int, interleaved:
             UNKNOWN,
             f"too few pairs: {MIN_PAIRS if num_tests == 1 else MIN_PAIRS + 2} are needed for {num_tests} metrics",
         )
-    return UNKNOWN, f"the interval reaches beyond {margin - 1:.0%}. Take more launches"
+    return UNKNOWN, f"the interval reaches beyond {margin - 1:.0%}. Take more pairs (--launches)"
 
 
 def _size(a: Record, b: Record) -> Difference:

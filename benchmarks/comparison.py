@@ -48,6 +48,7 @@ class Comparison:
     a: Mapping[str, Any]
     b: Mapping[str, Any]
     interleaved: bool
+    by_turns: bool  # the processes of a pair took turns
     num_pairs: int
     preset: str
     differences: tuple[Difference, ...]
@@ -75,7 +76,8 @@ class Comparison:
         }
 
     def text(self) -> str:
-        how = "interleaved pairs of launches" if self.interleaved else "launches each, measured apart"
+        paired = "pairs of processes that took turns" if self.by_turns else "interleaved pairs of launches"
+        how = paired if self.interleaved else "launches each, measured apart"
         lines = [
             f"A  {self.a['label']}",
             f"B  {self.b['label']}",

@@ -1,9 +1,9 @@
-"""How often the gate of `benchmarks/compare.py` cries wolf on this machine, and what it sees: from launches of one model.
+"""How often the gate of `benchmarks/compare.py` cries wolf on this machine, and what it sees: from pairs of one model.
 
-Reads the p25 of contiguous launches of identical arms. Windows of 2 K launches slide over them, one launch at a time; in each,
-neighbours are a pair, a coin says which of them is A, and B may be made slower by arithmetic. Windows overlap, so their
-Clopper-Pearson bound is as if they did not; the windows that share no launch stand beside it. Third, for those, what every
-other throw of the coins would have said: the rate that the protocol's own randomisation gives, by counting.
+Reads ln B - ln A of contiguous pairs of identical arms. Windows of K pairs slide over them, one pair at a time; in each, a coin
+says which of a pair is A, and B may be made slower by arithmetic. Windows overlap, so their Clopper-Pearson bound is as if they
+did not; the windows that share no pair stand beside it. Third, for those, what other throws of the coins would have said: the
+rate that the protocol's own randomisation gives, by counting.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.bench import MAX_P
+from benchmarks.device.duet import in_turns
 from benchmarks.statistics import clopper_pearson_interval, signed_rank_cdf
 from targets.errors import EdgestillError, RecipeError
 
 MARGIN = 1.02
 SLOWDOWNS = (0.03, 0.05)
 MAX_COUNTED = 2**12  # throws of the coins; all of them up to 12 pairs
+NUM_PAIRS = in_turns("ci").launches  # of a comparison
 Floats = npt.NDArray[np.float64]
 
 
@@ -51,11 +53,11 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTest:
-    """What contiguous launches of one model say about the gate. `counted` is over all throws of the coins."""
+    """What contiguous pairs of one model say about the gate. `counted` is over the throws of the coins, MAX_COUNTED at most."""
 
-    num_launches: int
-    num_pairs: int
-    spread: float  # standard deviation of ln p25 over the launches
+    num_measured: int  # pairs in all
+    num_pairs: int  # of one comparison
+    spread: float  # standard deviation of ln B - ln A over the pairs
     false_alarms: Rate
     apart: Rate
     counted: float
@@ -64,9 +66,9 @@ class SelfTest:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "schema_version": 1,
+            "schema_version": 2,
             "verb": "compare --selftest",
-            "num_launches": self.num_launches,
+            "num_measured": self.num_measured,
             "num_pairs": self.num_pairs,
             "spread": self.spread,
             "false_alarms": self.false_alarms.to_json(),
@@ -79,12 +81,12 @@ class SelfTest:
 
     def text(self) -> str:
         lines = [
-            f"{self.num_launches} launches of one model, {self.num_pairs} pairs a comparison; p25 varies by {self.spread:.1%} "
-            "between launches",
+            f"{self.num_measured} pairs of one model, {self.num_pairs} pairs a comparison; B against A varies by {self.spread:.1%} "
+            "between pairs",
             f"false alarms  {_told(self.false_alarms)}, at most {self.false_alarms.upper95:.2%} (95 %, as if windows did not "
             "overlap)",
-            f"              {_told(self.apart)} that share no launch, at most {self.apart.upper95:.1%}",
-            f"              {self.counted:.3%} of all throws of the coins in these",
+            f"              {_told(self.apart)} that share no pair, at most {self.apart.upper95:.1%}",
+            f"              {self.counted:.3%} of {throws(self.num_pairs)} of the coins in these",
         ]
         lines += [
             f"power         B slower by {name}: seen in {_told(rate)}, at least {rate.lower95:.1%}"
@@ -93,24 +95,40 @@ class SelfTest:
         return "\n".join(lines)
 
 
-def selftest(p25s: Sequence[float], *, num_pairs: int = 10, seed: int = 0) -> SelfTest:
-    """The rates of the gate on contiguous launches, in their order. Raises RecipeError for less than one window."""
-    logs = np.log(np.asarray(p25s, dtype=np.float64))
-    if logs.size < 2 * num_pairs:
-        raise RecipeError(
-            f"--selftest: {logs.size} launches are no comparison of {num_pairs} pairs. Take {2 * num_pairs} or more "
-            "(330 give 311 windows)."
-        )
-    differences = np.stack(list(_windows(logs, num_pairs, np.random.default_rng(seed))))
-    return SelfTest(
-        num_launches=int(logs.size),
-        num_pairs=num_pairs,
-        spread=float(logs.std(ddof=1)),
-        false_alarms=_rate(differences),
-        apart=_rate(differences[:: 2 * num_pairs]),
-        counted=_counted(differences[:: 2 * num_pairs], seed),
-        power={f"{slow:+.0%}": _rate(differences + math.log1p(slow)) for slow in SLOWDOWNS},
+def selftest(differences: Sequence[float], *, num_pairs: int = NUM_PAIRS, seed: int = 0) -> SelfTest:
+    """The rates of the gate on contiguous pairs, in their order. Raises RecipeError for less than one window."""
+    measured = np.asarray(differences, dtype=np.float64)
+    check_size(measured.size, num_pairs)
+    windows = np.stack(list(_windows(measured, num_pairs, np.random.default_rng(seed))))
+    return judged(
+        windows, num_measured=int(measured.size), spread=float(measured.std(ddof=1)), step=num_pairs, seed=seed
     )
+
+
+def check_size(num_measured: int, num_pairs: int) -> None:
+    """Raises RecipeError for less than one window."""
+    if num_measured < num_pairs:
+        raise RecipeError(
+            f"--selftest: {num_measured} pairs are no comparison of {num_pairs}. Take {num_pairs} or more "
+            f"({num_pairs + 300} give 301 windows)."
+        )
+
+
+def judged(windows: Floats, *, num_measured: int, spread: float, step: int, seed: int = 0) -> SelfTest:
+    """The rates over windows (M, K), of which every `step`-th has nothing in common with the one before."""
+    return SelfTest(
+        num_measured=num_measured,
+        num_pairs=windows.shape[1],
+        spread=spread,
+        false_alarms=rate_of(windows),
+        apart=rate_of(windows[::step]),
+        counted=_counted(windows[::step], seed),
+        power={f"{slow:+.0%}": rate_of(windows + math.log1p(slow)) for slow in SLOWDOWNS},
+    )
+
+
+def rate_of(windows: Floats) -> Rate:
+    return Rate(alarms=int(alarms(windows).sum()), windows=len(windows))
 
 
 def alarms(differences: Floats) -> npt.NDArray[np.bool_]:
@@ -129,15 +147,10 @@ def alarms(differences: Floats) -> npt.NDArray[np.bool_]:
     return worse
 
 
-def _windows(logs: Floats, num_pairs: int, generator: np.random.Generator) -> Iterator[Floats]:
+def _windows(measured: Floats, num_pairs: int, generator: np.random.Generator) -> Iterator[Floats]:
     """ln B - ln A of each window, the coins thrown anew in each."""
-    for begin in range(logs.size - 2 * num_pairs + 1):
-        pairs = logs[begin : begin + 2 * num_pairs].reshape(num_pairs, 2)
-        yield (pairs[:, 1] - pairs[:, 0]) * generator.choice((-1.0, 1.0), num_pairs)
-
-
-def _rate(differences: Floats) -> Rate:
-    return Rate(alarms=int(alarms(differences).sum()), windows=len(differences))
+    for begin in range(measured.size - num_pairs + 1):
+        yield measured[begin : begin + num_pairs] * generator.choice((-1.0, 1.0), num_pairs)
 
 
 def _counted(differences: Floats, seed: int) -> float:
@@ -148,6 +161,11 @@ def _counted(differences: Floats, seed: int) -> float:
     else:
         coins = np.random.default_rng(seed).choice((-1.0, 1.0), (MAX_COUNTED, num_pairs))
     return float(np.mean([alarms(np.abs(row) * coins).mean() for row in differences]))
+
+
+def throws(num_pairs: int) -> str:
+    """How many of the coins' throws are counted, in words."""
+    return "all throws" if 2**num_pairs <= MAX_COUNTED else f"{MAX_COUNTED:,} throws"
 
 
 def _told(rate: Rate) -> str:

@@ -12,15 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import Arm, measure_arms
+from benchmarks.bench import Arm
 from benchmarks.compare import NAMES, compare
 from benchmarks.comparison import Comparison
-from benchmarks.device.measure import PRESETS
+from benchmarks.device.duet import in_turns
 from benchmarks.device.record import Record
 from benchmarks.device.verify import check_machine
 from benchmarks.devices import Local
 from benchmarks.records import RECORDS_FILE, Stored, load_records, one_session, write_records
-from benchmarks.selftest import SelfTest, selftest
+from benchmarks.selftest import NUM_PAIRS, SelfTest, check_size, selftest
+from benchmarks.turns import check_preset, expected_s, measure_by_turns, pair_differences
 from pipeline.graphs.files import HALF_DIALECTS
 from pipeline.own_graph import import_fixed
 from pipeline.own_model import compiled_in, is_compiled
@@ -30,9 +31,7 @@ from targets import make_target
 from targets.base import CompiledModel, Placement, write_json
 from targets.errors import MeasurementError, RecipeError
 
-SELFTEST_LAUNCHES = (
-    330  # 311 windows of ten pairs: with no false alarm among them, at most 1 % of comparisons are wrong
-)
+SELFTEST_WINDOWS = 301  # with no false alarm among them, at most 1 % of comparisons are wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +60,10 @@ def compare_models(
 ) -> Comparison:
     """Judge B against A: bundles, compiled directories or ONNX files, or two recorded runs (PATH, or PATH:ARM).
 
-    Models are measured here, interleaved. Bundles and compiled directories bring their own target and options; an ONNX file
-    is compiled for `target` (a Q/DQ graph as INT8, a float graph in `precision`, fp32 by default). Recorded runs are read:
-    arms of one session are judged as such, records measured apart only beyond 10 %. Worse: `failure` with exit 4; `strict`:
-    exit 7 where half of the launches of either were disturbed. Raises an EdgestillError for what cannot be compared.
+    Models are measured here, in `launches` pairs of fresh processes that take turns. Bundles and compiled directories bring their
+    own target and options; an ONNX file is compiled for `target` (a Q/DQ graph as INT8, a float graph in `precision`, fp32 by
+    default). Recorded runs are read: arms of one session are judged as such, records measured apart only beyond 10 %. Worse:
+    `failure` with exit 4; `strict`: exit 7 where half of the launches of either were disturbed. Raises an EdgestillError.
     """
     _check(preset, metrics)
     recorded = [_recorded(path) for path in (a, b)]
@@ -88,7 +87,7 @@ def compare_models(
         )
     with whole_directory(out_dir, "compare", keep=(a, b)) as partial, tempfile.TemporaryDirectory() as scratch:
         subjects = _subjects((a, b), target, options or {}, precision, Path(scratch))
-        records = _measure(subjects, preset, launches, partial, progress or Quiet())
+        records = _measure(subjects["A"], subjects["B"], preset, launches, partial, progress or Quiet())
         labels = (subjects["A"].label, subjects["B"].label)
         found = compare(records["A"], records["B"], metrics=metrics, max_p99_ms=max_p99_ms, labels=labels)
         found = _strictly(found, strict)
@@ -105,27 +104,26 @@ def selftest_model(
     out_dir: Path = Path("compare"),
     preset: str = "smoke",
     launches: int | None = None,
-    num_pairs: int | None = None,
+    num_pairs: int = NUM_PAIRS,
     progress: Progress | None = None,
 ) -> SelfTest:
-    """Measure one model again and again, and tell how often the gate would have failed it against itself."""
+    """Measure one model against itself, `launches` pairs, and tell how often a comparison of `num_pairs` would have failed it."""
     _check(preset, ())
+    pairs = launches or num_pairs + SELFTEST_WINDOWS - 1
+    check_size(pairs, num_pairs)
     with (
         whole_directory(out_dir, "compare --selftest", keep=(model,)) as partial,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        subjects = {"A": _subject(model, target, options or {}, precision, Path(scratch))}
-        records = _measure(subjects, preset, launches or SELFTEST_LAUNCHES, partial, progress or Quiet())
-        ordered = sorted(records["A"].launches, key=lambda launch: launch.order)
-        pairs = num_pairs or PRESETS["ci"].launches
-        found = selftest([launch.lat_us.p25 for launch in ordered], num_pairs=pairs)
+        subject = _subject(model, target, options or {}, precision, Path(scratch))
+        records = _measure(subject, subject, preset, pairs, partial, progress or Quiet())
+        found = selftest(pair_differences(records["A"], records["B"]) or [], num_pairs=num_pairs)
         write_json(partial / REPORT_FILE, found.to_json())
     return found
 
 
 def _check(preset: str, metrics: Sequence[str]) -> None:
-    if preset not in PRESETS:
-        raise RecipeError(f"--preset {preset}: there is no such preset. Known: {', '.join(PRESETS)}.")
+    check_preset(preset)
     if unknown := [name for name in metrics if name not in NAMES]:
         raise RecipeError(f"--metric {unknown[0]}: there is no such metric. Known: {', '.join(NAMES)}.")
 
@@ -172,18 +170,20 @@ def _subject(model: Path, target: str, options: Mapping[str, Any], precision: st
 
 
 def _measure(
-    subjects: Mapping[str, Subject], preset: str, launches: int | None, out_dir: Path, progress: Progress
+    a: Subject, b: Subject, preset: str, launches: int | None, out_dir: Path, progress: Progress
 ) -> dict[str, Record]:
-    arms = [Arm(name, one.compiled_dir, placement=one.placement) for name, one in subjects.items()]
-    with progress.task("compare") as task:
-        records = measure_arms(
+    arms = [Arm(name, one.compiled_dir, placement=one.placement) for name, one in (("A", a), ("B", b))]
+    pairs, seconds = launches or in_turns(preset).launches, expected_s(preset, launches)
+    about = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
+    progress.say(f"{pairs} pairs of fresh processes that take turns: about {about}, more where pairs are disturbed")
+    with progress.task("compare", pairs) as task:
+        records = measure_by_turns(
             Local(),
-            arms,
+            *arms,
             preset=preset,
-            launches=launches,
+            pairs=launches,
             out_dir=out_dir,
-            throughput=False,
-            on_progress=lambda done, total, detail: task.advance(1, f"{detail} ({done}/{total})"),
+            on_progress=lambda done, total, detail: task.advance(int(done > 0), detail),
         )
     by_arm = {arm.name: record for arm, record in zip(arms, records, strict=True)}
     write_records(out_dir, by_arm, {arm.name: arm.placement for arm in arms})

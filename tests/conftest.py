@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import hypothesis
 import pytest
 import yaml
 
 from pipeline.progress import Quiet
+
+hypothesis.settings.register_profile("house", deadline=None)  # a test on a busy machine is slow, not wrong
+hypothesis.settings.load_profile("house")
 
 TINY: dict[str, Any] = {
     "model": "resnet8",

@@ -6,6 +6,7 @@ Run as `python3 edgestill-device.pyz COMMAND`. Failures are {"error", "exit_code
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from targets.errors import EdgestillError, RecipeError
+
+PR_SET_PDEATHSIG = 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("--out", type=Path, required=True, help="the .npz of answers")
 
     placement = _command(commands, "placement", _placement, "what the runtime's executed graph says")
-    for command in (evaluate, answer, placement, *_measuring(commands)):
+    _turns(commands)
+    for command in (evaluate, answer, placement, *_measuring(commands), _taking(commands)):
         command.add_argument("--compiled", type=Path, required=True)
     _command(commands, "environment", _environment, "the fingerprint of this machine")
     first = _command(commands, "first-run", _first_run, "build, check and measure a kit; one file to send back")
@@ -110,6 +114,32 @@ def _measuring(commands: Any) -> list[argparse.ArgumentParser]:
     return [measure, throughput, profile, memory]
 
 
+def _turns(commands: Any) -> None:
+    turns = _command(commands, "turns", _measure_duet, "one launch each of two models, whose processes take turns")
+    turns.add_argument("--compiled", type=Path, nargs=2, required=True, metavar=("A", "B"))
+    turns.add_argument("--out", type=Path, nargs=2, required=True, help="the raw samples of either", metavar=("A", "B"))
+    turns.add_argument("--evaluation", type=Path, nargs=2, metavar=("A", "B"))
+    turns.add_argument(
+        "--inject-us", type=_wait_us, nargs=2, default=(0.0, 0.0), help="busy waits; 0: none", metavar=("A", "B")
+    )
+    turns.add_argument("--preset", choices=("smoke", "ci", "release"), default="smoke")
+    turns.add_argument("--seed", type=int, default=0, help="of the inputs")
+    turns.add_argument("--chance", default="", help="the seed of who is first, who begins a round, and of the CPUs")
+    turns.add_argument("--any-cpus", action="store_true", help="do not hold both to the same CPUs")
+    turns.add_argument("--start-temp-c", type=float)
+
+
+def _taking(commands: Any) -> argparse.ArgumentParser:
+    take = _command(commands, "take-turns", _take_turns, "one of the two, told what to do on standard input")
+    take.add_argument("--out", type=Path, required=True)
+    take.add_argument("--evaluation", type=Path)
+    take.add_argument("--inject-us", type=_wait_us)
+    take.add_argument("--preset", choices=("smoke", "ci", "release"), default="smoke")
+    take.add_argument("--seed", type=int, default=0)
+    take.add_argument("--cpus", type=_cpus)
+    return take
+
+
 def _command(commands: Any, name: str, function: Callable[..., dict[str, Any]], text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(command=function)
@@ -128,6 +158,10 @@ def _wait_us(text: str) -> float:
     if not 0.0 <= value <= 1e6:
         raise ValueError("not a wait of 0 to 1 s")
     return value
+
+
+def _cpus(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -194,6 +228,52 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         seed=arguments.seed,
         injected_us=arguments.inject_us,
     )
+
+
+def _measure_duet(arguments: argparse.Namespace) -> dict[str, Any]:
+    import random
+
+    from benchmarks.device.duet import in_turns, measure_duet
+
+    options = [["--out", str(out), "--seed", str(arguments.seed)] for out in arguments.out]
+    for own, wait_us in zip(options, arguments.inject_us, strict=True):
+        own += ["--inject-us", str(wait_us)] if wait_us else []
+    for own, evaluation in zip(options, arguments.evaluation or (None, None), strict=True):
+        own += ["--evaluation", str(evaluation)] if evaluation else []
+    return measure_duet(
+        arguments.compiled,
+        in_turns(arguments.preset),
+        options=options,
+        start_temp_c=arguments.start_temp_c,
+        chance=random.Random(arguments.chance),
+        same_cpus=not arguments.any_cpus,
+    )
+
+
+def _take_turns(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.device.duet import in_turns
+    from benchmarks.device.turns import Conductor, take_turns
+
+    _end_with_parent()
+    return take_turns(
+        arguments.compiled,
+        in_turns(arguments.preset),
+        Conductor(sys.stdin, sys.stdout),
+        samples_path=arguments.out,
+        cpus=arguments.cpus,
+        evaluation_dir=arguments.evaluation,
+        seed=arguments.seed,
+        injected_us=arguments.inject_us,
+    )
+
+
+def _end_with_parent() -> None:
+    """On Linux; elsewhere a process notices at its next turn that nobody is there to tell it."""
+    import ctypes
+    import signal
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _throughput(arguments: argparse.Namespace) -> dict[str, Any]:

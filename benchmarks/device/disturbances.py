@@ -18,6 +18,7 @@ MIN_CPU_SHARE = 0.95
 MAX_WAITED_SHARE = 0.05
 MAX_SWITCHES_PER_S = 10.0
 MAX_DRIFT = 0.02
+MIN_HALF, MEDIAN_ERROR = 4, 1.2533  # rounds of a half; the standard error of a normal median, in sd / sqrt(n)
 MIN_CLOCK_SHARE, MAX_SLOW_READINGS = 0.95, 2  # the third reading in a row below is one too many
 # A call this long, and this many times the median: no runtime does that, a clock that leaps or a suspended machine does.
 LEAP_S, LEAP_TIMES = 1.0, 100.0
@@ -45,10 +46,35 @@ class Window:
 
 def disturbances_of(samples_ns: Samples, window: Window, telemetry: Telemetry) -> tuple[str, ...]:
     """The checks that a launch fails, in words; empty for a quiet one."""
+    found = disturbances_in_turns(samples_ns, window, telemetry)
+    return found if window.wall_s <= 0 else (*found, *_drift(samples_ns))
+
+
+def disturbances_in_turns(samples_ns: Samples, window: Window, telemetry: Telemetry) -> tuple[str, ...]:
+    """The same for a process that takes turns, of its own slices: a drift that its partner shares disturbs nothing."""
     faults = clock_faults(samples_ns, window)
     if window.wall_s <= 0:
         return faults
-    return (*faults, *_machine(window, telemetry), *_process(window), *_drift(samples_ns))
+    return (*faults, *_machine(window, telemetry), *_process(window))
+
+
+def drift_apart(log_ratios: Sequence[float]) -> str | None:
+    """In words, if ln(B / A) a round moved between the halves of a pair: then one of the two had not settled.
+
+    Beyond MAX_DRIFT and three standard errors of a difference of two medians, from the scatter within the halves (1.4826 MAD).
+    """
+    rounds = np.asarray(log_ratios, dtype=np.float64)
+    half = rounds.size // 2
+    if half < MIN_HALF:
+        return None
+    first, last = rounds[:half], rounds[-half:]
+    moved = float(np.median(last) - np.median(first))
+    from_medians = np.concatenate([first - np.median(first), last - np.median(last)])
+    scatter = 1.4826 * float(np.median(np.abs(from_medians)))
+    noise = 3.0 * MEDIAN_ERROR * scatter * (2.0 / half) ** 0.5
+    if abs(moved) <= MAX_DRIFT + noise:
+        return None
+    return f"B against A changed by {np.expm1(moved):+.1%} between the halves of the pair"
 
 
 def clock_faults(samples_ns: Samples, window: Window) -> tuple[str, ...]:

@@ -165,12 +165,9 @@ def measure_launch(
     """
     flags: list[str] = []
     compiled = CompiledModel.load(compiled_dir)
-    memory_before = _begin_memory(flags)
-    loaded = _cold_start(compiled, boundary, evaluation_dir, seed)
-    query, loop = loaded.query, loop_overhead()
-    if injected_us is not None:
-        query = Slowed(query, round(injected_us * 1e3))
-        flags.append(f"injected: a busy wait of {injected_us:g} us in every timed call, on purpose. Never ship on this")
+    memory_before = begin_memory(flags)
+    loaded = cold_start(compiled, boundary, evaluation_dir, seed)
+    query, loop = slowed(loaded.query, injected_us, flags), loop_overhead()
     cool_down(start_temp_c, preset.cool_down_s, flags)
     idle_w = idle_watts(preset.idle_s, flags) if preset.idle_s else None
     with Sampler([*probes(ROOT), *jetson.rail_probes(ROOT)], flags) as sampler:
@@ -185,7 +182,7 @@ def measure_launch(
         np.save(file, np.asarray(timed.samples_ns, dtype=np.int64))
     overhead = Overhead(**loop, closure_us=timed.closure_us)
     answer = timed.answer(idle_w, flags)
-    answer["memory"] = asdict(_end_memory(used_memory, memory_before, compiled, flags))
+    answer["memory"] = asdict(end_memory(used_memory, memory_before, compiled, flags))
     answer["device"] = _device_answer(compiled, loaded, preset, device_samples_path, flags)
     return {
         "load_ms": loaded.load_ms,
@@ -196,6 +193,14 @@ def measure_launch(
         **answer,
         "flags": [*dict.fromkeys([*flags, *overhead_flags(overhead)]), *count_flags(len(timed.good_ns))],
     }
+
+
+def slowed(query: Query, injected_us: float | None, flags: list[str]) -> Query:
+    """The query, with a busy wait in it where that is wanted, and said."""
+    if injected_us is None:
+        return query
+    flags.append(f"injected: a busy wait of {injected_us:g} us in every timed call, on purpose. Never ship on this")
+    return Slowed(query, round(injected_us * 1e3))
 
 
 def measure_throughput(compiled_dir: Path, preset: Preset, *, seed: int = 0) -> dict[str, Any]:
@@ -221,14 +226,14 @@ def measure_memory(compiled_dir: Path, options: dict[str, Any], *, seed: int = 0
     flags: list[str] = []
     compiled = CompiledModel.load(compiled_dir)
     compiled = replace(compiled, options={**compiled.options, **options})
-    before = _begin_memory(flags)
+    before = begin_memory(flags)
     batch = batch_of(compiled.inputs, 1)
     session = _load(compiled, batch)
     feeds = synthetic_batch(session.inputs, batch, seed)
     for _ in range(MEMORY_RUNS):
         session.run(feeds)
     used = memory.read_memory(before.resident_mib, flags)
-    return {"memory": asdict(_end_memory(used, before, compiled, flags)), "flags": flags}
+    return {"memory": asdict(end_memory(used, before, compiled, flags)), "flags": flags}
 
 
 def cool_down(
@@ -265,7 +270,7 @@ def synthetic_batch(inputs: Iterable[TensorSpec], batch: int, seed: int) -> dict
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Loaded:
+class Loaded:
     """A model in this process after its first run; `feeds` None where the query makes its own input."""
 
     query: Query
@@ -275,13 +280,13 @@ class _Loaded:
     first_ms: float
 
 
-def _cold_start(
+def cold_start(
     compiled: CompiledModel,
     boundary: str,
     evaluation_dir: Path | None,
     seed: int,
     clock_ns: Clock = time.perf_counter_ns,
-) -> _Loaded:
+) -> Loaded:
     """The runtime's import counts as load, the first call is the first inference."""
     batch = batch_of(compiled.inputs, 1)
     begin = clock_ns()
@@ -292,33 +297,33 @@ def _cold_start(
         functools.partial(session.run, feeds) if feeds is not None else _whole_way(session, compiled, evaluation_dir)
     )
     first = measure_latency_ns(query, min_s=0.0, min_queries=1, clock_ns=clock_ns)
-    return _Loaded(
+    return Loaded(
         query=query, feeds=feeds, batch=batch, load_ms=load_ms, first_ms=elapsed_ms(0, first[0], "the first run")
     )
 
 
 @dataclass(frozen=True)
-class _MemoryBefore:
+class MemoryBefore:
     """What was in use before the runtime was imported and the model loaded."""
 
     resident_mib: float | None
     shared_gpu_mib: float | None
 
 
-def _begin_memory(flags: list[str]) -> _MemoryBefore:
-    before = _MemoryBefore(memory.resident_mib(flags), gpu.shared_mib())
+def begin_memory(flags: list[str]) -> MemoryBefore:
+    before = MemoryBefore(memory.resident_mib(flags), gpu.shared_mib())
     memory.reset_peak(flags)
     return before
 
 
-def _end_memory(used: Memory, before: _MemoryBefore, compiled: CompiledModel, flags: list[str]) -> Memory:
+def end_memory(used: Memory, before: MemoryBefore, compiled: CompiledModel, flags: list[str]) -> Memory:
     """With the GPU's share, which is read after the window: to ask for it starts a driver client."""
     gpu_mib, gpu_source = gpu.gpu_memory(before.shared_gpu_mib, flags)
     return replace(used, gpu_mib=gpu_mib, gpu_source=gpu_source, arena=compiled.options.get("arena"))
 
 
 def _device_answer(
-    compiled: CompiledModel, loaded: _Loaded, preset: Preset, samples_path: Path | None, flags: list[str]
+    compiled: CompiledModel, loaded: Loaded, preset: Preset, samples_path: Path | None, flags: list[str]
 ) -> dict[str, Any] | None:
     if loaded.feeds is None:
         return None

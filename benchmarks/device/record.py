@@ -174,6 +174,21 @@ class Repeated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Turns:
+    """How a launch took turns with its partner, a slice of time each, round by round.
+
+    `queries` and `p25_us` are a slice's; `dropped` counts the calls at the beginning of slices that stand nowhere else, because
+    the partner had left the caches cold. `cpus`: those that both were held to, None where they were not.
+    """
+
+    queries: tuple[int, ...]
+    p25_us: tuple[float, ...]
+    dropped: int
+    slice_s: float
+    cpus: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Launch:
     """One fresh process. `order` is its place among all launches of the session; `i` counts those of its arm."""
 
@@ -200,6 +215,7 @@ class Launch:
     overhead: Overhead | None = None
     device: DeviceTime | None = None
     repeated: tuple[Repeated, ...] = ()  # the tries before this one, all disturbed
+    turns: Turns | None = None  # None: it had the machine for itself
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,18 +8,21 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmarks.device import energy, jetson
 from benchmarks.device.disturbances import Window, disturbances_of, positive, slow_clock
 from benchmarks.device.environment import Snapshot, locked_gpu_mhz, snapshot, with_readings
 from benchmarks.device.overhead import closure_us
-from benchmarks.device.record import Telemetry, latency_of
+from benchmarks.device.record import Samples, Telemetry, latency_of
 from benchmarks.device.sampler import CPU, GPU, Reading, Sampler
 from benchmarks.device.timing import Clock, Query, measure_latency_ns
 from targets.base import Array, CompiledModel
 from targets.errors import MeasurementError
+
+Look = Callable[[list[str]], Snapshot]
+Judge = Callable[[Samples, Window, Telemetry], tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,16 @@ class Timed:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Calls one after another, and the counters right before and after. A window is one, turns are several."""
+
+    samples_ns: array[int]
+    wall_ns: int
+    before: Snapshot
+    after: Snapshot
+
+
 def time_window(
     query: Query,
     length: Length,
@@ -95,17 +108,42 @@ def time_window(
     *,
     sampler: Sampler | None = None,
     clock_ns: Clock = time.perf_counter_ns,
-    look: Callable[[list[str]], Snapshot] = snapshot,
+    look: Look = snapshot,
 ) -> Timed:
     """Time a window. Raises MeasurementError where the clock measured nothing above zero in it."""
     rails_before = None if jetson.is_jetson() else energy.read_rails(flags)  # which has no RAPL, and no need to say so
+    stretch = time_stretch(query, length, flags, clock_ns=clock_ns, look=look)
+    rails = (rails_before, energy.read_rails([]))
+    return timed_of([stretch], worker, flags, disturbances_of, sampler=sampler, rails=rails)
+
+
+def time_stretch(query: Query, length: Length, flags: list[str], *, clock_ns: Clock, look: Look) -> Stretch:
+    """What could not be read of the counters goes to `flags` once."""
     before = look(flags)
     begin_ns = clock_ns()
     samples_ns = measure_latency_ns(
         query, min_s=length.min_s, min_queries=length.min_queries, max_s=length.max_s, clock_ns=clock_ns
     )
-    wall_ns = clock_ns() - begin_ns
-    after, rails_after = look([]), energy.read_rails([])
+    return Stretch(samples_ns=samples_ns, wall_ns=clock_ns() - begin_ns, before=before, after=look([]))
+
+
+def timed_of(
+    stretches: Sequence[Stretch],
+    worker: Worker,
+    flags: list[str],
+    judge: Judge,
+    *,
+    sampler: Sampler | None = None,
+    rails: tuple[energy.Reading | None, energy.Reading | None] = (None, None),
+) -> Timed:
+    """One window of all stretches: counters are summed over them, so that what happened in between counts for nothing.
+
+    Clocks and temperatures are of the whole time. Raises MeasurementError where the clock measured nothing above zero.
+    """
+    before, after = stretches[0].before, stretches[-1].after
+    samples_ns = array("q")
+    for stretch in stretches:
+        samples_ns.extend(stretch.samples_ns)
     good_ns = positive(samples_ns)
     if len(good_ns) == 0:
         raise MeasurementError(
@@ -115,18 +153,49 @@ def time_window(
     readings = sampler.readings(before.monotonic_s, after.monotonic_s) if sampler is not None else []
     if passing := after.over_currents_since(before):
         flags.append(f"throttle: {passing} instantaneous over-currents (OC3) in the window; the supply may be too weak")
-    telemetry = with_readings(after.telemetry_since(before), readings)
-    counters = after.window_since(before, num_threads=worker.num_threads, busy=worker.busy)
+    telemetry = with_readings(_telemetry(stretches), readings)
+    counters = _counters(stretches, worker)
     return Timed(
         samples_ns=samples_ns,
         good_ns=good_ns,
         counters=counters,
-        closure_us=closure_us(samples_ns, wall_ns),
+        closure_us=closure_us(samples_ns, sum(stretch.wall_ns for stretch in stretches)),
         telemetry=telemetry,
-        rails=(rails_before, rails_after),
+        rails=rails,
         readings=readings,
-        disturbances=(*disturbances_of(samples_ns, counters, telemetry), *_slow_clocks(readings, telemetry, worker)),
+        disturbances=(*judge(samples_ns, counters, telemetry), *_slow_clocks(readings, telemetry, worker)),
     )
+
+
+def _counters(stretches: Sequence[Stretch], worker: Worker) -> Window:
+    each = [one.after.window_since(one.before, num_threads=worker.num_threads, busy=worker.busy) for one in stretches]
+    return replace(
+        each[0],
+        wall_s=sum(one.wall_s for one in each),
+        cpu_s=sum(one.cpu_s for one in each),
+        nivcsw=sum(one.nivcsw for one in each),
+        majflt=sum(one.majflt for one in each),
+        waited_s=_sum([one.waited_s for one in each]),
+        slept_s=_sum([one.slept_s for one in each]),
+    )
+
+
+def _telemetry(stretches: Sequence[Stretch]) -> Telemetry:
+    """`psi_cpu` is of the stretches alone."""
+    each = [
+        (one.after.telemetry_since(one.before).psi_cpu, one.after.monotonic_s - one.before.monotonic_s)
+        for one in stretches
+    ]
+    waited = _sum([None if psi is None else psi * wall_s for psi, wall_s in each])
+    wall_s = sum(wall_s for _, wall_s in each)
+    psi_cpu = None if waited is None or wall_s <= 0 else waited / wall_s
+    return replace(stretches[-1].after.telemetry_since(stretches[0].before), psi_cpu=psi_cpu)
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    """None where one of them could not be read."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _slow_clocks(readings: list[Reading], telemetry: Telemetry, worker: Worker) -> list[str]:

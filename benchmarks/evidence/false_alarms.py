@@ -1,10 +1,11 @@
-"""How often `edgestill compare` cries wolf, and whether it sees 3 %: contiguous launches of one compiled model.
+"""How often `edgestill compare` cries wolf, and whether it sees 3 %: pairs of one compiled model that take turns.
 
     python -m benchmarks.evidence.false_alarms COMPILED --kept build/false_alarms --out docs/results/false_alarms.json
 
-COMPILED is a compiled directory, such as `edgestill quantize` leaves in OUT/compiled/int8. First the model against itself, one
-launch after the other; then in interleaved pairs against itself with a busy wait of 3 % in every call. Every launch's p25 stands
-in the result, so that `--show FILE` computes the rates anew. Blocks of launches that were measured are kept and not repeated.
+COMPILED is a compiled directory, such as `edgestill quantize` leaves in OUT/compiled/int8. First the model against itself; then
+against itself with a busy wait of 3 % in every call; last against itself on whatever CPUs the scheduler gives to either. What
+every pair said stands in the result, so that `--show FILE` computes the rates anew. Blocks of pairs that were measured are kept
+and not repeated. `--beside FILE...` lays results side by side, those of launches one after the other among them.
 """
 
 from __future__ import annotations
@@ -20,22 +21,30 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bench import Arm, measure_arms
+from benchmarks.bench import Arm
+from benchmarks.device.measure import PRESETS
 from benchmarks.device.record import Record
 from benchmarks.devices import Local
+from benchmarks.evidence import contiguous
+from benchmarks.evidence.alarm_table import Injected, repeated, shares, table
 from benchmarks.peers.kept import kept
-from benchmarks.selftest import Rate, alarms, selftest
+from benchmarks.selftest import NUM_PAIRS, selftest
+from benchmarks.turns import measure_by_turns, pair_differences
 from targets.base import CompiledModel, read_json, sha256_file, write_json
 
-NUM_PAIRS = 10
-BLOCK = 20  # launches (or pairs) that are measured and kept at once
+BLOCK = 20  # pairs that are measured and kept at once
 SLOWER = 0.03
-PLAIN, SLOWED = "as it is", "slowed"
+SAME, SLOWED, ANY_CPUS = "same", "slowed", "any_cpus"
+SEEDS = {SAME: 0, SLOWED: 1000, ANY_CPUS: 2000}
+SIZES = (10, 20)  # pairs of a comparison, side by side
 
 
 def main(argv: Sequence[str]) -> None:
     """Measure what is missing, write one JSON file, print the table."""
     arguments = _arguments(argv)
+    if arguments.beside:
+        print(beside([read_json(path) for path in arguments.beside]))
+        return
     if arguments.show:
         print(text(read_json(arguments.show)))
         return
@@ -45,114 +54,153 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every p25 in the order in which it was measured, microseconds."""
+    """What every pair said, in the order in which it was measured: ln B - ln A, and both p25 in microseconds."""
     compiled = CompiledModel.load(arguments.compiled)
     digest = sha256_file(arguments.compiled / "compiled.json")
-    blocks = [_block("same", i, None, digest, arguments) for i in range(math.ceil(arguments.launches / BLOCK))]
-    p25s_us = [p25 for block in blocks for p25 in block["p25_us"][PLAIN]]
-    wait_us = SLOWER * float(np.median(p25s_us))
-    pairs = [_block("slowed", i, wait_us, digest, arguments) for i in range(math.ceil(arguments.pairs / BLOCK))]
+    same = _blocks(SAME, arguments.pairs, None, digest, arguments)
+    wait_us = round(SLOWER * float(np.median(_joined(same)["p25_us"])), 1)
+    slowed = _blocks(SLOWED, arguments.slowed, wait_us, digest, arguments)
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "model": compiled.name,
         "precision": compiled.precision,
         "toolchain": compiled.toolchain,
         "preset": arguments.preset,
-        "machine": blocks[0]["machine"],
-        "utc": blocks[0]["utc"],
-        "same": {"p25_us": p25s_us, "disturbed": sum(block["disturbed"] for block in blocks)},
-        "slowed": {
-            "slower": SLOWER,
-            "wait_us": wait_us,
-            **{name: [p25 for block in pairs for p25 in block["p25_us"][name]] for name in (PLAIN, SLOWED)},
-            "disturbed": sum(block["disturbed"] for block in pairs),
-        },
+        "retries": arguments.retries,
+        "num_pairs": NUM_PAIRS,
+        "machine": same[0]["machine"],
+        "utc": same[0]["utc"],
+        SAME: _joined(same),
+        SLOWED: {"slower": SLOWER, "wait_us": wait_us, **_joined(slowed)},
+        ANY_CPUS: _joined(_blocks(ANY_CPUS, arguments.any_cpus, None, digest, arguments)),
     }
 
 
-def _block(kind: str, index: int, wait_us: float | None, digest: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    key = {"compiled": digest, "preset": arguments.preset, "launches": BLOCK, "wait_us": wait_us}
-    make = functools.partial(_measure_block, wait_us, index, arguments)
-    found: dict[str, Any] = kept(arguments.kept / f"{kind}-{index:02}.json", key, make)
+def _blocks(
+    kind: str, pairs: int, wait_us: float | None, digest: str, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    key = {"compiled": digest, "preset": arguments.preset, "pairs": BLOCK, "wait_us": wait_us}
+    key |= {"retries": arguments.retries, "protocol": "turns"}
+    found = []
+    for index in range(math.ceil(pairs / BLOCK)):
+        make = functools.partial(_measure_block, kind, index, wait_us, arguments)
+        found.append(kept(arguments.kept / f"turns-{kind}-{index:02}.json", key, make))
     return found
 
 
-def _measure_block(wait_us: float | None, index: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    arms = [Arm(PLAIN, arguments.compiled)]
-    if wait_us is not None:
-        arms.append(Arm(SLOWED, arguments.compiled, injected_us=wait_us))
+def _measure_block(kind: str, index: int, wait_us: float | None, arguments: argparse.Namespace) -> dict[str, Any]:
     folder = arguments.kept / "session"
-    print(f"block {index + 1}, {BLOCK} rounds", file=sys.stderr, flush=True)
-    records = measure_arms(
-        Local(), arms, preset=arguments.preset, launches=BLOCK, seed=index, out_dir=folder, throughput=False, retries=0
+    print(f"{kind}: block {index + 1}, {BLOCK} pairs", file=sys.stderr, flush=True)
+    a, b = measure_by_turns(
+        Local(),
+        Arm("A", arguments.compiled),
+        Arm("B", arguments.compiled, injected_us=wait_us),
+        preset=arguments.preset,
+        pairs=BLOCK,
+        seed=SEEDS[kind] + index,
+        out_dir=folder,
+        retries=arguments.retries,
+        same_cpus=kind != ANY_CPUS,
     )
     shutil.rmtree(folder)
     return {
-        "p25_us": {arm.name: _p25s(record) for arm, record in zip(arms, records, strict=True)},
-        "disturbed": sum(bool(launch.disturbances) for record in records for launch in record.launches),
-        "machine": {key: records[0].env.hard[key] for key in ("cpu", "cpus_online", "kernel")},
-        "utc": records[0].utc,
+        "differences": pair_differences(a, b),
+        "p25_us": [[one.lat_us.p25 for one in record.launches] for record in (a, b)],
+        "disturbed": _disturbed(a, b),
+        "repeated": sum(len(launch.repeated) for launch in a.launches),
+        "machine": {key: a.env.hard[key] for key in ("cpu", "cpus_online", "kernel")},
+        "utc": a.utc,
     }
 
 
-def _p25s(record: Record) -> list[float]:
-    return [launch.lat_us.p25 for launch in sorted(record.launches, key=lambda one: one.order)]
+def _disturbed(a: Record, b: Record) -> int:
+    """Pairs in which either was."""
+    pairs = zip(a.launches, b.launches, strict=True)
+    return sum(bool(one.disturbances or other.disturbances) for one, other in pairs)
 
 
-def rates(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The self-test's rates on the launches of the model against itself, and the windows of pairs that saw the busy wait."""
-    slowed = document["slowed"]
-    differences = np.log(slowed[SLOWED]) - np.log(slowed[PLAIN])
-    windows = np.lib.stride_tricks.sliding_window_view(differences, NUM_PAIRS)
-    seen = alarms(np.ascontiguousarray(windows))
+def _joined(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
-        "selftest": selftest(document["same"]["p25_us"], num_pairs=NUM_PAIRS),
-        "seen": Rate(alarms=int(seen.sum()), windows=len(seen)),
-        "shift": float(np.expm1(np.median(differences))),
+        "differences": [one for block in blocks for one in block["differences"]],
+        "p25_us": [[one for block in blocks for one in block["p25_us"][arm]] for arm in (0, 1)],
+        **{key: sum(block[key] for block in blocks) for key in ("disturbed", "repeated")},
     }
 
 
 def text(document: Mapping[str, Any]) -> str:
-    """Markdown: what was asked, how often, and the 95 % bound."""
-    found = rates(document)
-    tested, seen = found["selftest"], found["seen"]
-    rows = [("false alarms, A against A", tested.false_alarms, "at most", tested.false_alarms.upper95)]
-    rows += [("the same, windows that share no launch", tested.apart, "at most", tested.apart.upper95)]
-    rows += [
-        (f"seen, B slower by {name} by arithmetic", rate, "at least", rate.lower95)
-        for name, rate in tested.power.items()
-    ]
-    rows += [(f"seen, B slowed by a busy wait ({found['shift']:+.1%} measured)", seen, "at least", seen.lower95)]
-    lines = ["| comparisons of ten pairs | windows | share | 95 % bound |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| {what} | {rate.alarms} of {rate.windows} | {rate.share:.1%} | {word} {bound:.2%} |"
-        for what, rate, word, bound in rows
-    ]
-    same, slowed = document["same"], document["slowed"]
-    lines += [
-        f"| false alarms over every throw of the coins | | {tested.counted:.3%} | below 1 % by construction |",
-        "",
+    """Markdown of one result: what was asked, how often, and the 95 % bound."""
+    if document["schema_version"] == 1:
+        return contiguous.text(document)
+    same, slowed = document[SAME], document[SLOWED]
+    tested = selftest(same["differences"], num_pairs=document["num_pairs"])
+    injected = Injected("B slowed by a busy wait", np.asarray(slowed["differences"]))
+    num_repeated = same["repeated"] + slowed["repeated"]
+    notes = (
         f"{document['model']} in {document['precision']}, {document['toolchain']}, preset {document['preset']}, "
-        f"{len(same['p25_us'])} launches against themselves and {len(slowed[PLAIN])} pairs with a busy wait of "
-        f"{slowed['wait_us']:.0f} µs; {document['machine']['cpu']}, {document['utc'][:10]}. p25 varies by {tested.spread:.1%} "
-        f"between launches; {same['disturbed']} and {slowed['disturbed']} launches were disturbed. Windows overlap, so "
-        "their bounds are as if they did not.",
+        f"{tested.num_measured} pairs of the model and itself and {injected.differences.size} with a busy wait of "
+        f"{slowed['wait_us']:.0f} µs; {document['machine']['cpu']}, {document['utc'][:10]}. B against A varies by "
+        f"{tested.spread:.2%} between pairs, p25 by {_between(same):.1%} between launches; {same['disturbed']} and "
+        f"{slowed['disturbed']} pairs were disturbed{repeated(document['retries'], num_repeated)}. Windows overlap, so "
+        "their bounds are as if they did not."
+    )
+    return f"{table(tested, 'pair', injected)}\n\n{notes}"
+
+
+def _between(part: Mapping[str, Any]) -> float:
+    return float(np.log(part["p25_us"]).ravel().std(ddof=1))
+
+
+def beside(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row a protocol and result, how far pairs of identical models differ, and what comparisons say of them."""
+    heads = [f"{what}, {size} pairs" for size in SIZES for what in ("false alarms", "sees +3 %")]
+    lines = [
+        f"| how | measured | B against A varies by | {' | '.join(heads)} |",
+        "| --- | --- | ---: |" + " ---: |" * len(heads),
     ]
+    for document in documents:
+        rows = _contiguous_row(document) if document["schema_version"] == 1 else _turns_rows(document)
+        lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines)
+
+
+def _contiguous_row(document: Mapping[str, Any]) -> list[list[str]]:
+    tested = [contiguous.rates(document, size) for size in SIZES]
+    measured = f"{tested[0].num_measured} launches, {_when(document)}"
+    return [["one after the other", measured, f"{tested[0].spread:.2%}", *shares(tested)]]
+
+
+def _turns_rows(document: Mapping[str, Any]) -> list[list[str]]:
+    names = {ANY_CPUS: "by turns, on any CPUs", SAME: "by turns, on the same CPUs"}
+    rows = []
+    for part, name in names.items():
+        differences = document[part]["differences"]
+        if len(differences) >= max(SIZES):
+            tested = [selftest(differences, num_pairs=size) for size in SIZES]
+            measured = f"{len(differences)} pairs, {_when(document)}"
+            rows.append([name, measured, f"{tested[0].spread:.2%}", *shares(tested)])
+    return rows
+
+
+def _when(document: Mapping[str, Any]) -> str:
+    retries = f", {document['retries']} retries at most" if document.get("retries") else ""
+    return f"{document['utc'][:16].replace('T', ' ')} UTC{retries}"
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("compiled", type=Path, nargs="?")
-    parser.add_argument("--launches", type=int, default=340)
-    parser.add_argument("--pairs", type=int, default=120)
+    parser.add_argument("--pairs", type=int, default=NUM_PAIRS + 300, help="of the model and itself")
+    parser.add_argument("--slowed", type=int, default=4 * NUM_PAIRS, help="pairs with a busy wait in B")
+    parser.add_argument("--any-cpus", type=int, default=BLOCK, help="pairs that are not held to the same CPUs")
     parser.add_argument("--preset", default="smoke")
+    parser.add_argument("--retries", type=int, default=PRESETS["ci"].retries, help="of a disturbed pair, as `compare`")
     parser.add_argument("--kept", type=Path, default=Path("build/false_alarms"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--show", type=Path, help="print a stored result")
+    parser.add_argument("--beside", type=Path, nargs="+", metavar="FILE", help="print stored results side by side")
     arguments = parser.parse_args(argv)
-    if not arguments.show and not (arguments.compiled and arguments.out):
-        parser.error("COMPILED and --out are needed, or --show FILE")
+    if not arguments.show and not arguments.beside and not (arguments.compiled and arguments.out):
+        parser.error("COMPILED and --out are needed, or --show FILE, or --beside FILE...")
     return arguments
 
 

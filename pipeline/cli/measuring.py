@@ -71,7 +71,10 @@ def compare(
     preset: Annotated[
         str | None, typer.Option(help="smoke, ci or release; ci by default, smoke with --selftest", metavar="NAME")
     ] = None,
-    launches: Launches = None,
+    launches: Annotated[
+        int | None,
+        typer.Option("--launches", min=1, help="pairs of fresh processes; 10, 20 or 40 by preset, 320 with --selftest"),
+    ] = None,
     metric: Annotated[
         list[str] | None, typer.Option(help="p25, peak RSS, load or size; may be given several times; all by default")
     ] = None,
@@ -83,7 +86,7 @@ def compare(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Is B slower, larger or hungrier than A? Interleaved launches, an exact test; exit 4 when worse."""
+    """Is B slower, larger or hungrier than A? Pairs of processes that take turns, an exact test; exit 4 when worse."""
     from benchmarks.compare import NAMES
     from pipeline.compare_models import compare_models, selftest_model
 

@@ -128,7 +128,7 @@ def test_identical_launches_are_no_difference_and_noise_beyond_the_margin_cannot
 
     assert {one.verdict for one in same.differences} == {"no difference"}
     assert by_name(unclear)["p25"].verdict == "cannot tell"
-    assert "Take more launches" in by_name(unclear)["p25"].why
+    assert "Take more pairs" in by_name(unclear)["p25"].why
     assert same.failure is None
     assert unclear.failure is None
 

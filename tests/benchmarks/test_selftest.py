@@ -20,33 +20,45 @@ def test_the_gate_on_many_rows_is_the_gate_on_each(differences: list[float]) -> 
     assert alarms(rows).tolist() == [is_worse(row, 1.02) for row in rows]
 
 
-def test_identical_launches_raise_no_alarm_and_a_slow_down_is_seen_in_every_window() -> None:
-    p25s = 1000 * np.exp(np.random.default_rng(0).normal(0, 0.002, 340))
+def _pairs(sd: float, num: int = 320) -> list[float]:
+    return [float(one) for one in np.random.default_rng(0).normal(0, sd, num)]
 
-    found = selftest(p25s.tolist())
 
-    assert (found.false_alarms.alarms, found.false_alarms.windows) == (0, 321)
+def test_identical_pairs_raise_no_alarm_and_a_slow_down_is_seen_in_every_window() -> None:
+    found = selftest(_pairs(0.005))
+
+    assert (found.false_alarms.alarms, found.false_alarms.windows) == (0, 301)
     assert found.false_alarms.upper95 < 0.01
-    assert (found.apart.windows, found.num_launches) == (17, 340)
+    assert (found.apart.windows, found.num_measured, found.num_pairs) == (16, 320, 20)
     assert (found.power["+3%"].share, found.power["+5%"].share) == (1.0, 1.0)
+    assert found.spread == pytest.approx(0.005, rel=0.1)
 
 
 def test_noise_that_is_larger_than_the_slow_down_costs_power_and_no_false_alarms() -> None:
-    p25s = 1000 * np.exp(np.random.default_rng(0).normal(0, 0.1, 340))
-
-    found = selftest(p25s.tolist())
+    found = selftest(_pairs(0.15), num_pairs=10)  # of ten pairs all throws of the coins are counted
 
     assert found.power["+3%"].share < 0.5
     assert found.counted < 0.01
 
 
+def test_a_window_is_so_many_pairs_in_their_order_each_with_a_sign_of_its_own() -> None:
+    differences = _pairs(0.03, 12)
+
+    found = selftest(differences, num_pairs=9, seed=3)
+
+    coins = np.random.default_rng(3)
+    windows = [np.array(differences[i : i + 9]) * coins.choice((-1.0, 1.0), 9) for i in range(4)]
+    slower = [is_worse(window + np.log(1.03), 1.02) for window in windows]
+    assert (found.power["+3%"].alarms, found.power["+3%"].windows) == (sum(slower), 4)
+    assert found.apart.windows == 1
+
+
 def test_what_is_counted_is_every_throw_of_the_coins() -> None:
-    p25s = 1000 * np.exp(np.random.default_rng(1).normal(0, 0.1, 14))
-    pairs = np.abs(np.diff(np.log(p25s).reshape(7, 2)).ravel())
+    pairs = np.abs(np.random.default_rng(1).normal(0, 0.1, 7))
 
     thrown = [is_worse(pairs * coins, 1.02) for coins in itertools.product([-1, 1], repeat=7)]
 
-    assert selftest(p25s.tolist(), num_pairs=7).counted == pytest.approx(np.mean(thrown))
+    assert selftest(pairs.tolist(), num_pairs=7).counted == pytest.approx(np.mean(thrown))
     assert np.mean(thrown) > 0
 
 
@@ -55,9 +67,10 @@ def test_the_bound_is_clopper_and_pearsons() -> None:
     assert Rate(alarms=300, windows=300).lower95 == pytest.approx(0.05 ** (1 / 300))
 
 
-def test_too_few_launches_are_refused_and_the_answer_is_json() -> None:
-    with pytest.raises(RecipeError, match="19 launches are no comparison of 10 pairs"):
-        selftest([1.0] * 19)
+def test_too_few_pairs_are_refused_and_the_answer_is_json() -> None:
+    with pytest.raises(RecipeError, match="19 pairs are no comparison of 20"):
+        selftest([0.01] * 19)
 
-    p25s = 1000 * np.exp(np.random.default_rng(0).normal(0, 0.01, 40))
-    assert json.loads(json.dumps(selftest(p25s.tolist()).to_json(), allow_nan=False))["false_alarms"]["windows"] == 21
+    found = selftest(_pairs(0.01, 40))
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["false_alarms"]["windows"] == 21
+    assert "21 windows" in found.text()

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.bench import Arm
-from benchmarks.device.record import Latency, Launch, Record, validate
+from benchmarks.device.record import Latency, Launch, Record, Turns, validate
 from benchmarks.records import write_records
 from pipeline.compare_models import compare_models, selftest_model
 from targets import make_target
@@ -53,30 +53,31 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def measured_as(measured: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
-    """Replace the measurement by the record of the real one, with ten launches of the p25s that each arm is given."""
+    """Replace the measurement by the record of the real one, with ten launches of the p25s that A and B are given."""
     real = validate(json.loads((measured / "out" / "records.json").read_text())["A"])
 
-    def install(p25s_us: Sequence[float] = (100.0,), valid: bool = True) -> None:
-        def measure(_: object, arms: Sequence[Arm], *, launches: int | None, **__: object) -> list[Record]:
+    def install(p25s_us: Sequence[float] = (100.0, 100.0), valid: bool = True) -> None:
+        def measure(_: object, *arms: Arm, pairs: int | None, **__: object) -> list[Record]:
             return [
-                _record(real, p25_us, launches or 10, valid, place)
+                _record(real, p25_us, pairs or 10, valid, place)
                 for place, (_, p25_us) in enumerate(zip(arms, p25s_us, strict=True))
             ]
 
-        monkeypatch.setattr("pipeline.compare_models.measure_arms", measure)
+        monkeypatch.setattr("pipeline.compare_models.measure_by_turns", measure)
 
     return install
 
 
-def _record(real: Record, p25_us: float, launches: int, valid: bool, place: int) -> Record:
+def _record(real: Record, p25_us: float, pairs: int, valid: bool, place: int) -> Record:
     first = real.launches[0]
-    all_of_them = tuple(_launch(first, i, p25_us * (1 + i * 1e-6), place) for i in range(launches))
+    all_of_them = tuple(_launch(first, i, p25_us * (1 + i * 1e-6), place) for i in range(pairs))
     return replace(real, run_id=f"{p25_us}", launches=all_of_them, validity=replace(real.validity, ok=valid))
 
 
 def _launch(real: Launch, i: int, p25: float, place: int) -> Launch:
     latency = Latency(min=p25, p25=p25, p50=p25, p90=None, p99=None, p999=None, mean=p25, sd=0.0)
-    return replace(real, i=i, order=2 * i + place, lat_us=latency)
+    turns = Turns(queries=(10, 10, 10), p25_us=(p25, 2 * p25, p25), dropped=6, slice_s=0.05)
+    return replace(real, i=i, order=2 * i + place, lat_us=latency, turns=turns)
 
 
 def test_two_files_are_measured_in_one_session_and_everything_is_kept(measured: Path) -> None:
@@ -86,6 +87,10 @@ def test_two_files_are_measured_in_one_session_and_everything_is_kept(measured: 
     assert (list(records), report["verb"], report["exit_code"]) == (["A", "B"], "compare", 0)
     assert [one["metric"] for one in report["differences"]] == ["p25", "peak RSS", "load", "size"]
     assert {one["b"] for one in report["differences"] if one["metric"] == "size"} != {None}
+    turns = [launch["turns"] for one in records.values() for launch in one["launches"]]
+    assert (report["by_turns"], [len(one["queries"]) >= 8 for one in turns]) == (True, [True, True])
+    assert len({len(one["p25_us"]) for one in turns}) == len({str(one["cpus"]) for one in turns}) == 1
+    assert all(sum(one["turns"]["queries"]) == one["n"] for each in records.values() for one in each["launches"])
     samples = [measured / "out" / launch["samples_file"] for one in records.values() for launch in one["launches"]]
     assert all(np.load(path).size >= 64 for path in samples)
 
@@ -160,13 +165,13 @@ def test_a_record_file_by_itself_is_a_recorded_run(measured: Path, measured_as: 
 def test_selftest_measures_one_model_and_tells_its_rates(
     edgestill: Any, measured: Path, measured_as: Measure, tmp_path: Path
 ) -> None:
-    measured_as([100.0])
+    measured_as()
     model = measured / "a.onnx"
 
     ended = edgestill("compare", model, model, "--selftest", "--launches", 40, "--out", tmp_path / "o", "--json")
 
     document = json.loads(ended.out)
-    assert (ended.code, document["num_launches"]) == (0, 40)
+    assert (ended.code, document["num_measured"]) == (0, 40)
     assert document["false_alarms"]["windows"] == 21
     assert len(json.loads((tmp_path / "o" / "records.json").read_text())["A"]["launches"]) == 40
 
@@ -182,6 +187,7 @@ def test_what_cannot_be_compared_is_refused_in_words(edgestill: Any, measured: P
         (lambda: compare_models(model, model, metrics=["p98"]), RecipeError, "--metric p98"),
         (lambda: compare_models(model, model, preset="long"), RecipeError, "--preset long"),
         (lambda: selftest_model(model, preset="long"), RecipeError, "--preset long"),
+        (lambda: selftest_model(model, launches=19), RecipeError, "19 pairs are no comparison of 20"),
     ]
     for act, kind, message in refusals:
         with pytest.raises(kind, match=message):
