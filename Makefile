@@ -4,7 +4,7 @@ BIN := .venv/bin
 # NNCF compiles its fake-quantize kernels with ninja, found on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart test test-arm lint types unit lock clean
+.PHONY: quickstart test test-arm test-images lint types unit lock clean
 
 quickstart: .venv/installed
 	edgestill run recipes/quickstart.yaml
@@ -41,6 +41,12 @@ test-arm: build/arm
 build/arm: tests/arm/build_root.sh tests/arm/wheels.txt .venv/installed
 	tests/arm/build_root.sh $@
 	touch $@
+
+# Container images built without an engine, and what runs in them (docs/images.md). Needs root and, on Debian, buildah and debootstrap;
+# device-arm64 and jetson-arm64 also build/arm and qemu-user-static; train 40 GiB of disk.
+IMAGES ?= device jetson train
+test-images: .venv/installed
+	python -m benchmarks.evidence.images $(IMAGES) --out docs/results/images.json
 
 .venv/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"edgestill needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Set PYTHON=python3.11.")'
