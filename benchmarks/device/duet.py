@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks.device.affinity import allowed_cpus, choose_cpus
 from benchmarks.device.disturbances import drift_apart
 from benchmarks.device.measure import PRESETS, Preset, cool_down
-from benchmarks.device.window import Length, Worker
+from benchmarks.device.window import Length
 from targets.base import CompiledModel
 from targets.errors import DeviceError, EdgestillError, MeasurementError, TargetError
 
@@ -61,10 +61,7 @@ def measure_duet(
     """
     flags: list[str] = []
     cool_down(start_temp_c, preset.cool_down_s, flags)
-    workers = [Worker.of(CompiledModel.load(path)) for path in compiled_dirs]
-    cpus = None
-    if same_cpus and all(worker.on_cpu for worker in workers):
-        cpus = choose_cpus(max(worker.num_threads for worker in workers), allowed_cpus(), chance)
+    cpus = _cpus([CompiledModel.load(path) for path in compiled_dirs], chance) if same_cpus else None
     held = [] if cpus is None else ["--cpus", ",".join(str(cpu) for cpu in cpus)]
     commands = [
         _command(["--compiled", str(path), "--preset", preset.name, *held, *own])
@@ -77,6 +74,13 @@ def measure_duet(
         launch["flags"] += flags
         launch["disturbances"] += [] if apart is None else [apart]
     return {"launches": launches, "first": first}
+
+
+def _cpus(compiled: Sequence[CompiledModel], chance: random.Random) -> tuple[int, ...] | None:
+    """None, which holds neither, where a target does not say in how many threads it runs."""
+    threads = [one.options.get("num_threads") for one in compiled]
+    known = [one for one in threads if isinstance(one, int) and one > 0]
+    return choose_cpus(max(known), allowed_cpus(), chance) if len(known) == len(threads) else None
 
 
 def log_ratios(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[float]:

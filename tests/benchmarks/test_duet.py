@@ -221,6 +221,19 @@ def test_both_are_held_to_the_same_cpus_unless_that_is_not_wanted(
     assert not any("--cpus" in command for command in free)
 
 
+def test_a_model_that_does_not_say_its_threads_is_held_to_no_cpus(
+    compiled: CompiledModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = json.loads((compiled.directory / "compiled.json").read_text())
+    for name in ("compiled.json", *compiled.files):
+        (tmp_path / name).write_bytes((compiled.directory / name).read_bytes())
+    (tmp_path / "compiled.json").write_text(json.dumps({**document, "options": {"num_threads": 0}}))
+
+    _, commands = _duet(CompiledModel.load(tmp_path), monkeypatch, [[1.0] * 8] * 2)
+
+    assert not any("--cpus" in command for command in commands)
+
+
 def test_a_pair_that_drifts_apart_disturbs_both_and_one_that_drifts_together_none(
     compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -446,10 +446,12 @@ def test_nothing_runs_on_behind_a_cut_cable(board: Board, cable: Cable, tmp_path
     wait_until(lambda: board.left_there() == [])
 
 
+# A shell gives its background jobs a SIGINT that is ignored, and the suite may be one.
 HOST = """
-import sys
+import signal, sys
 from benchmarks.ssh import Ssh
 from benchmarks.ssh_login import Address
+signal.signal(signal.SIGINT, signal.default_int_handler)
 port, data, *command = sys.argv[1:]
 with Ssh(name="orin", address=Address("127.0.0.1", "root", int(port)), python=sys.executable) as device:
     device.put(__import__("pathlib").Path(data))
