@@ -7,6 +7,7 @@ made: a free batch becomes 1. Python 3.10, stdlib, numpy; `executorch` and torch
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -134,6 +135,7 @@ class ExecuTorch:
         """One pool serves the whole process, and an open session keeps a pointer to it."""
         if (now := runtime._threadpool_get_thread_count()) == self.num_threads:
             return
+        gc.collect()  # a session that only a cycle holds, such as that of a kept exception and its frame, is not in use
         if OPEN_SESSIONS:
             raise TargetError(
                 f"num_threads={self.num_threads}: a session of this process runs with {now}, and ExecuTorch has one pool of "

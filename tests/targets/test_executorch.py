@@ -307,6 +307,16 @@ def test_another_number_of_threads_beside_an_open_session_is_refused(programs: d
     ExecuTorch().load(programs["fp32"])
 
 
+@needs_executorch
+def test_a_session_that_only_a_cycle_of_references_holds_is_not_open(programs: dict[str, CompiledModel]) -> None:
+    held: list[object] = [ExecuTorch().load(programs["fp32"])]
+    held.append(held)  # as a kept exception does, whose traceback holds the frame of the session
+    del held
+
+    ExecuTorch(num_threads=2).load(programs["fp32"])
+    ExecuTorch().load(programs["fp32"])
+
+
 SMALL = "x = Cast <to = 1> (image) "
 TURNED = "w = DequantizeLinear <axis = 0> (k1_q, s1, z8) "
 REFUSED = {
