@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.device import jetson
 from benchmarks.device.disturbances import Window
+from benchmarks.device.isa import instruction_set
 from benchmarks.device.record import HARNESS_VERSION, Environment, Telemetry
 from benchmarks.device.sampler import CPU, GPU, TEMPERATURE, Reading, gpu_clocks
 
@@ -51,6 +52,8 @@ def hard_facts(root: Path, flags: list[str]) -> dict[str, Any]:
     return {
         "arch": platform.machine(),
         "cpu": _cpu_model(root, flags),
+        "cpu_id": _cpu_id(root, flags),
+        "isa": _isa(root, flags),
         "cpus_online": _text(root / "sys/devices/system/cpu/online", "cpus_online", flags),
         "cpus_allowed": sorted(os.sched_getaffinity(0)),
         "ram_mib": _ram_mib(root, flags),
@@ -250,10 +253,37 @@ def _clock_mhz(root: Path, flags: list[str]) -> float | None:
     return None if khz is None else khz / 1000
 
 
+def _cpu_fields(root: Path, key: str, flags: list[str]) -> dict[str, str]:
+    text = _text(root / "proc/cpuinfo", key, flags) or ""
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+def _cpu_id(root: Path, flags: list[str]) -> str | None:
+    """Generation and stepping: a hypervisor gives processors of several generations one name."""
+    fields = _cpu_fields(root, "cpu_id", flags)
+    if "cpu family" in fields:
+        keys = ("model", "stepping")
+        return " ".join(
+            [fields.get("vendor_id", ""), "family", fields["cpu family"], *(f"{key} {fields.get(key)}" for key in keys)]
+        )
+    if "CPU variant" in fields:
+        return f"variant {fields['CPU variant']} revision {fields.get('CPU revision')}"
+    flags.append("cpu_id: /proc/cpuinfo names no family and no variant")
+    return None
+
+
+def _isa(root: Path, flags: list[str]) -> str | None:
+    """What it multiplies with, which a hypervisor can mask."""
+    found = instruction_set(_text(root / "proc/cpuinfo", "isa", flags) or "")
+    if found.int8 is None:
+        flags.append("isa: /proc/cpuinfo names no instructions")
+        return None
+    return found.words
+
+
 def _cpu_model(root: Path, flags: list[str]) -> str | None:
     """The name on x86; implementer and part on ARM, where the kernel gives no name."""
-    text = _text(root / "proc/cpuinfo", "cpu", flags) or ""
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+    fields = _cpu_fields(root, "cpu", flags)
     if name := fields.get("model name"):
         return name
     if "CPU part" in fields:

@@ -78,7 +78,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "preset": arguments.preset,
         "app_seconds": arguments.seconds,
         "num_threads": arguments.threads,
-        "machine": {key: first.env.hard[key] for key in ("cpu", "cpus_online", "kernel")},
+        "machine": {key: first.env.hard[key] for key in ("cpu", "isa", "cpus_online", "kernel")},
         "toolchain": first.runtime.version,
         "utc": first.utc,
         "models": [{key: value for key, value in model.items() if key != "records"} for model in models],

@@ -79,7 +79,7 @@ def measure(folder: Path, *, preset: str, launches: int) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "preset": preset,
-        "machine": {key: records[0].env.hard[key] for key in ("cpu", "cpus_online", "kernel", "python")},
+        "machine": {key: records[0].env.hard[key] for key in ("cpu", "isa", "cpus_online", "kernel", "python")},
         "utc": records[0].utc,
         "runtimes": {
             name: {

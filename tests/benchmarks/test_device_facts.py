@@ -132,7 +132,7 @@ def test_an_unknown_machine_has_nulls_and_a_flag_for_each(tmp_path: Path) -> Non
     found = environment.environment(tmp_path)
 
     nulls = {key for key, value in (found.hard | found.soft).items() if value is None}
-    assert nulls >= {"cpu", "governor", "max_khz", "cpus_online", "temp_c", "uptime_s"}
+    assert nulls >= {"cpu", "cpu_id", "isa", "governor", "max_khz", "cpus_online", "temp_c", "uptime_s"}
     assert nulls - {"ram_mib"} <= {flag.partition(":")[0] for flag in found.flags}
 
 
@@ -152,6 +152,33 @@ def test_an_arm_processor_without_a_name_is_named_by_its_part(tmp_path: Path) ->
     _write(tmp_path / "proc/cpuinfo", "CPU implementer\t: 0x41\nCPU part\t: 0xd42\n")
 
     assert environment.environment(tmp_path).hard["cpu"] == "ARM implementer 0x41 part 0xd42"
+
+
+GENERATIONS = {
+    "Zen 3": "vendor_id : AuthenticAMD\ncpu family : 25\nmodel : 1\nmodel name : AMD EPYC\nstepping : 1\nflags : fpu avx2\n",
+    "Zen 4": "vendor_id : AuthenticAMD\ncpu family : 25\nmodel : 17\nmodel name : AMD EPYC\nstepping : 1\n"
+    "flags : fpu avx2 avx512f avx512_vnni avx512_bf16\n",
+    "Zen 4, masked": "vendor_id : AuthenticAMD\ncpu family : 25\nmodel : 17\nmodel name : AMD EPYC\nstepping : 1\nflags : fpu avx2\n",
+}
+
+
+def test_two_processors_that_a_hypervisor_gives_one_name_are_two_machines(tmp_path: Path) -> None:
+    found = {}
+    for name, cpuinfo in GENERATIONS.items():
+        _write(tmp_path / "proc/cpuinfo", cpuinfo)
+        found[name] = environment.environment(tmp_path)
+
+    assert {one.hard["cpu"] for one in found.values()} == {"AMD EPYC"}
+    assert len({one.hard_sha256 for one in found.values()}) == 3
+    assert found["Zen 3"].hard["cpu_id"] == "AuthenticAMD family 25 model 1 stepping 1"
+    assert found["Zen 4"].hard["isa"] == "AVX-512; INT8 by AVX-512 VNNI; BF16 by AVX-512 BF16"
+
+
+def test_an_arm_processor_is_told_from_its_next_revision(tmp_path: Path) -> None:
+    cpuinfo = "Features\t: fp asimd asimddp\nCPU implementer\t: 0x41\nCPU variant\t: 0x1\nCPU part\t: 0xd42\nCPU revision\t: 1\n"
+    _write(tmp_path / "proc/cpuinfo", cpuinfo)
+
+    assert environment.environment(tmp_path).hard["cpu_id"] == "variant 0x1 revision 1"
 
 
 def test_pressure_is_the_share_of_the_window(tmp_path: Path) -> None:
