@@ -20,7 +20,17 @@ from benchmarks.device.measure import PRESETS
 from benchmarks.device.record import Environment, Record, from_json
 from benchmarks.devices import Device, run_program
 from benchmarks.pack import PROGRAM, pack_device_program
-from benchmarks.recording import HOST_E2E, LATENCY, NEVER_VALID, OTHER_ARENA, THROUGHPUT, Answers, Setting, record_of
+from benchmarks.recording import (
+    HOST_E2E,
+    LATENCY,
+    NEVER_VALID,
+    OTHER_ARENA,
+    THROUGHPUT,
+    Answers,
+    Setting,
+    record_of,
+    utc_now,
+)
 from benchmarks.statistics import hodges_lehmann, wilcoxon_greater_p
 from targets.base import CompiledModel, Placement, read_json
 from targets.errors import RecipeError
@@ -109,7 +119,8 @@ def measure_arms(
         on_progress(len(tasks), len(tasks), "measured")
     for arm in arms if both_arenas else ():
         answers[arm.name][OTHER_ARENA] = _other_arena(bench, arm)
-    return [record_of(arm, answers[arm.name], bench.setting) for arm in arms]
+    utc = utc_now()
+    return [record_of(arm, answers[arm.name], bench.setting, utc=utc) for arm in arms]
 
 
 def schedule(arms: Sequence[Arm], launches: int, seed: int, *, throughput: bool = True) -> list[Task]:

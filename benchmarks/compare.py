@@ -276,5 +276,6 @@ def _about(record: Record, label: str) -> dict[str, Any]:
         "runtime": f"{record.runtime.name} {record.runtime.version}",
         "sha256": record.model.sha256,
         "run_id": record.run_id,
+        "launches": len(record.launches),
         "valid": record.validity.ok,
     }

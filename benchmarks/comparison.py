@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.statistics import Interval
+from benchmarks.terminal import aligned
 from targets.errors import EdgestillError
 
 SCHEMA_VERSION = 1
@@ -77,13 +78,13 @@ class Comparison:
 
     def text(self) -> str:
         paired = "pairs of processes that took turns" if self.by_turns else "interleaved pairs of launches"
-        how = paired if self.interleaved else "launches each, measured apart"
+        num_launches = f"{self.a['launches']} and {self.b['launches']} launches, measured apart"
         lines = [
             f"A  {self.a['label']}",
             f"B  {self.b['label']}",
-            f"{self.num_pairs} {how}, preset {self.preset}",
+            f"{f'{self.num_pairs} {paired}' if self.interleaved else num_launches}, preset {self.preset}",
             "",
-            *_table([_cells(one) for one in self.differences]),
+            *aligned([_cells(one) for one in self.differences]),
             "",
         ]
         if self.budget:
@@ -148,12 +149,6 @@ def _cells(one: Difference) -> dict[str, str]:
 
 def _value(value: float | None, unit: str) -> str:
     return "-" if value is None else f"{value:.4g} {unit}"
-
-
-def _table(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    cells = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def _plain(text: str) -> str:

@@ -63,10 +63,10 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def record_of(arm: Arm, answers: Answers, setting: Setting, *, utc: str | None = None) -> Record:
+def record_of(arm: Arm, answers: Answers, setting: Setting, *, utc: str) -> Record:
     """The record of one arm. A record that was slowed on purpose is never valid.
 
-    `utc`: the moment of its session, by which its arms are known for pairs; None: now, after all samples have been read.
+    `utc`: the moment of its session, by which its arms are known for pairs.
     """
     compiled = CompiledModel.load(arm.compiled_dir)
     launches = _launches(answers[LATENCY])
@@ -87,7 +87,7 @@ def record_of(arm: Arm, answers: Answers, setting: Setting, *, utc: str | None =
     return Record(
         schema_version=SCHEMA_VERSION,
         run_id=uuid.uuid4().hex,
-        utc=utc or utc_now(),
+        utc=utc,
         git=_git(),
         model=_model(compiled, arm.teacher),
         runtime=runtime,

@@ -6,6 +6,7 @@ several models are to be measured, or their absolute latency matters, `benchmark
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ class Session:
     setting: Setting
     arms: tuple[Arm, Arm]
     same_cpus: bool
+    chance: str
 
 
 def measure_by_turns(
@@ -48,13 +50,15 @@ def measure_by_turns(
     out_dir: Path,
     retries: int | None = None,
     same_cpus: bool = True,
+    chance: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[Record, Record]:
     """Measure `pairs` pairs (None: the preset's number); launch i of both records was one pair.
 
     A pair in which either process was disturbed is measured again at once, at most `retries` times (None: the preset's
     number), then kept, the disturbed one marked. `same_cpus`: both are held to as many CPUs as the model has threads, of equal
-    ones to others in each pair. Raises DeviceError, TargetError or MeasurementError with the device's own words.
+    ones to others in each pair. `chance` seeds who is first, who begins a round, and the CPUs: None draws it anew, so that nothing
+    that recurs on a machine can agree with it. Raises DeviceError, TargetError or MeasurementError with the device's own words.
     """
     check_preset(preset)
     _check_arms(a, b)
@@ -62,7 +66,7 @@ def measure_by_turns(
     program = device.put(pack_device_program(out_dir / PROGRAM))
     machine: Environment = from_json(Environment, run_program(device, program, ["environment"]), "environment")
     setting = Setting(config=config, machine=machine, seed=seed, out_dir=out_dir)
-    session = Session(device, program, setting, (a, b), same_cpus)
+    session = Session(device, program, setting, (a, b), same_cpus, chance or secrets.token_hex(8))
     total = pairs or config.launches
     answers: list[list[dict[str, Any]]] = [[], []]
     for index in range(total):
@@ -155,7 +159,7 @@ def _argv(session: Session, index: int, tries: int, scratch: str, names: Sequenc
     """Another try is another throw: it may be put on other CPUs."""
     device, arms, setting = session.device, session.arms, session.setting
     argv = ["turns", "--compiled", *(device.put(arm.compiled_dir) for arm in arms), "--preset", setting.config.name]
-    argv += ["--seed", str(setting.seed), "--chance", f"{setting.seed}, pair {index}, try {tries}"]
+    argv += ["--seed", str(setting.seed), "--chance", f"{session.chance}, pair {index}, try {tries}"]
     argv += ["--out", *(f"{scratch}/{name}" for name in names)]
     if any(arm.injected_us is not None for arm in arms):
         argv += ["--inject-us", *(str(arm.injected_us or 0.0) for arm in arms)]

@@ -22,12 +22,9 @@ from benchmarks.devices import Local
 from benchmarks.records import RECORDS_FILE, Stored, load_records, one_session, write_records
 from benchmarks.selftest import NUM_PAIRS, SelfTest, check_size, selftest
 from benchmarks.turns import check_preset, expected_s, measure_by_turns, pair_differences
-from pipeline.graphs.files import HALF_DIALECTS
-from pipeline.own_graph import import_fixed
 from pipeline.own_model import compiled_in, is_compiled
 from pipeline.progress import Progress, Quiet
 from pipeline.workbench import REPORT_FILE, Workbench, whole_directory
-from targets import make_target
 from targets.base import CompiledModel, Placement, write_json
 from targets.errors import MeasurementError, RecipeError
 
@@ -161,10 +158,7 @@ def _subject(model: Path, target: str, options: Mapping[str, Any], precision: st
         label = f"{model} ({compiled.precision}, {compiled.toolchain})"
         return Subject(label=label, compiled_dir=compiled_dir, placement=bench.placement(compiled_dir))
     bench = Workbench.open(target, options, scratch)
-    half = make_target(target, options).dialect in HALF_DIALECTS
-    exported = import_fixed(model, scratch / "exported", half=half)
-    wanted = precision or ("int8" if exported.scheme else "fp32")
-    placement = bench.compile(exported, wanted, scratch / "compiled")
+    _, wanted, placement = bench.compile_given(model, precision, scratch, scratch / "compiled")
     label = f"{model} ({wanted}, {target})"
     return Subject(label=label, compiled_dir=scratch / "compiled", placement=placement)
 

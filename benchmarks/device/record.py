@@ -338,6 +338,8 @@ def validate(values: Mapping[str, Any]) -> Record:
             f"record: schema_version={version!r}, this edgestill reads {SCHEMA_VERSION}. Measure again, or use its version."
         )
     record: Record = _built(Record, values, "record")
+    if not record.launches:
+        raise MeasurementError("record: launches is empty, so nothing was measured. Measure again.")
     for launch in record.launches:
         _check_launch(launch)
     return record

@@ -97,7 +97,7 @@ def _measure_block(kind: str, index: int, wait_us: float | None, arguments: argp
         Arm("B", arguments.compiled, injected_us=wait_us),
         preset=arguments.preset,
         pairs=BLOCK,
-        seed=SEEDS[kind] + index,
+        chance=str(SEEDS[kind] + index),
         out_dir=folder,
         retries=arguments.retries,
         same_cpus=kind != ANY_CPUS,
@@ -108,7 +108,7 @@ def _measure_block(kind: str, index: int, wait_us: float | None, arguments: argp
         "p25_us": [[one.lat_us.p25 for one in record.launches] for record in (a, b)],
         "disturbed": _disturbed(a, b),
         "repeated": sum(len(launch.repeated) for launch in a.launches),
-        "machine": {key: a.env.hard[key] for key in ("cpu", "cpus_online", "kernel")},
+        "machine": {key: a.env.hard[key] for key in ("cpu", "isa", "cpus_online", "kernel")},
         "utc": a.utc,
     }
 
@@ -138,9 +138,10 @@ def text(document: Mapping[str, Any]) -> str:
     notes = (
         f"{document['model']} in {document['precision']}, {document['toolchain']}, preset {document['preset']}, "
         f"{tested.num_measured} pairs of the model and itself and {injected.differences.size} with a busy wait of "
-        f"{slowed['wait_us']:.0f} µs; {document['machine']['cpu']}, {document['utc'][:10]}. B against A varies by "
-        f"{tested.spread:.2%} between pairs, p25 by {_between(same):.1%} between launches; {same['disturbed']} and "
-        f"{slowed['disturbed']} pairs were disturbed{repeated(document['retries'], num_repeated)}. Windows overlap, so "
+        f"{slowed['wait_us']:.0f} µs; {document['machine']['cpu']} ({document['machine']['isa']}), "
+        f"{document['utc'][:10]}. B against A varies by {tested.spread:.2%} between pairs, p25 by {_between(same):.1%} "
+        f"between launches; {same['disturbed']} and {slowed['disturbed']} pairs were "
+        f"disturbed{repeated(document['retries'], num_repeated)}. Windows overlap, so "
         "their bounds are as if they did not."
     )
     return f"{table(tested, 'pair', injected)}\n\n{notes}"
@@ -178,6 +179,12 @@ def _turns_rows(document: Mapping[str, Any]) -> list[list[str]]:
             tested = [selftest(differences, num_pairs=size) for size in SIZES]
             measured = f"{len(differences)} pairs, {_when(document)}"
             rows.append([name, measured, f"{tested[0].spread:.2%}", *shares(tested)])
+    a_us, b_us = document[SAME]["p25_us"]
+    apart = np.log(b_us[1:]) - np.log(a_us[:-1])  # a pair that did not take turns, of the same processes
+    if len(apart) >= max(SIZES):
+        tested = [selftest(apart, num_pairs=size) for size in SIZES]
+        measured = f"{len(apart)} pairs, of the row above"
+        rows.append(["A of a pair, B of the next", measured, f"{tested[0].spread:.2%}", *shares(tested)])
     return rows
 
 

@@ -151,6 +151,17 @@ def test_a_pair_is_repeated_as_a_pair_and_both_say_why(compiled: CompiledModel, 
     assert len(set(chances)) == 4  # another try is another throw
 
 
+def test_chance_is_drawn_anew_in_each_session_unless_it_is_given(compiled: CompiledModel, tmp_path: Path) -> None:
+    thrown = []
+    for number, given in enumerate((None, None, "coins", "coins")):
+        (tmp_path / str(number)).mkdir()
+        _measure(compiled, tmp_path / str(number), device := FakeDevice(), pairs=3, chance=given)
+        thrown.append([argv[argv.index("--chance") + 1] for argv in device.asked])
+
+    assert len({*thrown[0], *thrown[1]}) == 6
+    assert thrown[2] == thrown[3]
+
+
 def test_repeating_is_bounded_and_the_one_that_was_disturbed_is_marked(compiled: CompiledModel, tmp_path: Path) -> None:
     device = FakeDevice(noisy=["noise"] * 99)
 

@@ -197,6 +197,7 @@ def test_records_measured_apart_are_told_apart_only_beyond_ten_percent() -> None
     assert "one session" in near.differences[0].why
     assert far.differences[0].ci95 is None
     assert "not measured in one session" in far.warnings[-1]
+    assert "10 and 7 launches, measured apart" in compare(a, record(times(1.0)[:7]), interleaved=False).text()
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ class Pairs:
     def __call__(self, _: object, a: Arm, b: Arm, **asked: Any) -> tuple[Record, Record]:
         self.asked.append({**asked, "wait_us": b.injected_us})
         asked["out_dir"].mkdir(parents=True, exist_ok=True)
-        noise = np.exp(np.random.default_rng(asked["seed"]).normal(0, 0.005, asked["pairs"]))
+        noise = np.exp(np.random.default_rng(int(asked["chance"])).normal(0, 0.005, asked["pairs"]))
         plain = self.of(np.full(asked["pairs"], 4000.0))
         return plain, self.of((4000.0 + (b.injected_us or 0.0)) * noise)
 
@@ -44,7 +44,7 @@ class Pairs:
             turns = Turns(queries=(10,) * 8, p25_us=(p25_us,) * 8, dropped=16, slice_s=0.05)
             latency = replace(first.lat_us, p25=p25_us)
             launches.append(replace(first, i=i, turns=turns, lat_us=latency, disturbances=("noise",) if i == 0 else ()))
-        hard = {**self.record.env.hard, "cpus_online": "0-1", "kernel": "6"}
+        hard = {**self.record.env.hard, "cpus_online": "0-1", "kernel": "6", "isa": "AVX2"}
         return replace(self.record, launches=tuple(launches), env=replace(self.record.env, hard=hard))
 
 
@@ -75,7 +75,7 @@ def test_every_pair_stands_in_the_result_and_is_measured_once(
     assert len(pairs.asked) == 7
     assert [asked["same_cpus"] for asked in pairs.asked] == [True] * 6 + [False]
     assert {asked["wait_us"] for asked in pairs.asked[4:6]} == {found["slowed"]["wait_us"]}
-    assert len({asked["seed"] for asked in pairs.asked}) == 7
+    assert len({asked["chance"] for asked in pairs.asked}) == 7
     assert (len(found["same"]["differences"]), found["same"]["disturbed"]) == (80, 4)
     assert found["slowed"]["wait_us"] == pytest.approx(0.03 * 4000, rel=0.01)
     assert "false alarms, A against A | 0 of 61" in capsys.readouterr().out
@@ -96,10 +96,12 @@ def test_both_protocols_stand_side_by_side(pairs: Pairs, compiled: CompiledModel
     table = false_alarms.beside([read_json(BEFORE), _measured(compiled, tmp_path, *SHORT)]).splitlines()
 
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
-    assert [row[0] for row in rows] == ["one after the other", "by turns, on any CPUs", "by turns, on the same CPUs"]
+    by_turns = ["by turns, on any CPUs", "by turns, on the same CPUs", "A of a pair, B of the next"]
+    assert [row[0] for row in rows] == ["one after the other", *by_turns]
     assert rows[0][2:5] == ["2.61%", "0 of 301", "77.7%"]
     assert rows[1][3:] == ["-"] * 4  # twenty pairs are a spread, and no rate
     assert rows[2][3:] == ["0 of 71", "100.0%", "0 of 61", "100.0%"]
+    assert (rows[3][1], rows[3][3]) == ("79 pairs, of the row above", "0 of 70")
     assert {len(line.split("|")) for line in table} == {9}
 
 

@@ -137,6 +137,11 @@ def test_percentiles_out_of_order_are_refused() -> None:
         validate(broken)
 
 
+def test_a_record_without_launches_is_refused() -> None:
+    with pytest.raises(MeasurementError, match="launches is empty"):
+        validate({**_copy(), "launches": []})
+
+
 def test_another_schema_is_refused_with_both_versions() -> None:
     with pytest.raises(MeasurementError, match="schema_version=2, this edgestill reads 1"):
         validate(_copy() | {"schema_version": 2})
