@@ -10,16 +10,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the training curve; top-1 are fractions, `shown_fraction` the share of the train split visited.
+    """One line of the training curve; top-1 are fractions, `shown_fraction` the share of the samples visited that are there to learn
+    from, `num_images` their number. `train_top1` is of the visited samples that have a label, None where none has.
 
     Of the axes of a curriculum, each None where it stood still: the mean temperature of the steps, the factor on what the teacher
-    says at the end, and which of its checkpoints taught. `teacher_wrong` is the share of the visited samples, as they were
-    augmented, that the teacher takes for another class.
+    says at the end, and which of its checkpoints taught. `teacher_wrong` is the share of the visited samples that have a label,
+    as they were augmented, that the teacher takes for another class.
     """
 
     epoch: int
     loss: float
-    train_top1: float
+    train_top1: float | None
     validation_top1: float | None
     shown_fraction: float
     lr: float
@@ -29,6 +30,7 @@ class Epoch:
     teacher_factor: float | None = None
     taught_by: str | None = None
     teacher_wrong: float | None = None
+    num_images: int | None = None
 
 
 @dataclass

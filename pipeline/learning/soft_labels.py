@@ -16,6 +16,7 @@ from pipeline.learning.data import Batch, Data
 from pipeline.learning.label_cache import LabelCache, LabelsOf, LabelWriter
 from pipeline.learning.models import predict
 from pipeline.learning.models.inference import evaluating
+from pipeline.learning.precision import FP32, has_bf16_kernels
 from pipeline.progress import Progress, Task
 from pipeline.recipe import TrainConfig
 from targets.errors import RecipeError
@@ -134,6 +135,8 @@ def _precision(wanted: str, model: nn.Module, data: Data, of: LabelsOf) -> str:
     """fp32 or bf16 as it is wanted; auto: whichever forward pass is faster here."""
     if wanted != "auto":
         return wanted
+    if not has_bf16_kernels(data.device):
+        return FP32
     batch = next(iter(data.view_batches(_batches(data)[:1], of.view_seeds[0])))
     seconds: dict[str, list[float]] = {"fp32": [], "bf16": []}
     with evaluating(model):

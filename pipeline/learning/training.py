@@ -12,8 +12,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
+from torch.autograd.profiler import record_function
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.learning.checkpoint import FILE, read_checkpoint, save_checkpoint
@@ -39,15 +41,16 @@ from pipeline.learning.distributed import (
 from pipeline.learning.epochs import Epoch
 from pipeline.learning.epochs import Trained as Trained
 from pipeline.learning.label_cache import LabelCache
+from pipeline.learning.labels import UNLABELLED
 from pipeline.learning.models import predict, save_weights
 from pipeline.learning.objective import FixedObjective, Objective, Shown, all_samples
 from pipeline.learning.objective import Loss as Loss
 from pipeline.learning.optimization import learning_rate, make_optimizer, survives_channels_last
+from pipeline.learning.precision import BF16, NO_KERNELS, decide_precision, has_bf16_kernels
 from pipeline.learning.whole_batch import whole_batch
 from pipeline.progress import Progress, Quiet
 from pipeline.recipe import TrainConfig
-from targets.base import read_json, write_json
-from targets.errors import IntegrityError, TrainingError
+from targets.errors import TrainingError
 
 
 def train(
@@ -79,6 +82,8 @@ def train(
     objective = loss if isinstance(loss, Objective) else FixedObjective(loss, shown)
     answers = _Teacher(teacher, labels, labels.view_seeds if labels is not None else view_seeds)
     run = _begin(model, data, objective, config, seed, checkpoint_dir, answers)
+    if run.precision == BF16 and not has_bf16_kernels(data.device):
+        progress.say(f"{label}: {NO_KERNELS}")
     first_epoch = _resume(run, checkpoint_dir, progress)
     total = config.epochs
     with progress.task(label, total=total) as overall:
@@ -181,13 +186,15 @@ def _begin(
     device = process_state().device
     agree(model.to(device))
     agree(objective.to(device))
-    if config.channels_last and survives_channels_last(model):
-        model.to(memory_format=torch.channels_last)
+    # Contiguous again, where a net that does not survive the other format comes in it: as the copy of one that has taught.
+    in_last = config.channels_last and survives_channels_last(model)
+    model.to(memory_format=torch.channels_last if in_last else torch.contiguous_format)
     if teacher.module is not None:
         teacher.module.to(device).eval().requires_grad_(False)
         if config.channels_last:
             teacher.module.to(memory_format=torch.channels_last)
-    precision = _decide_precision(model, teacher, data, objective, config, seed, checkpoint_dir)
+    trial = partial(_trial, model, teacher, data, objective, config, seed)
+    precision = decide_precision(config.precision, device, checkpoint_dir / "decided.json", trial)
     # The state of accelerate is one a process: bf16 is declared once, and each training switches autocast on or off.
     accelerator = Accelerator(
         mixed_precision="bf16", kwargs_handlers=[AutocastKwargs(enabled=precision == "bf16", cache_enabled=True)]
@@ -208,34 +215,38 @@ def _train_epoch(run: _Run, epoch: int, visited: Tensor | None, progress: Progre
     run.model.train()
     shares = _shares(run, visited)
     num_batches = len(shares)
-    loss_sum, num_right, num_seen = 0.0, 0, 0
+    loss_sum, num_right, num_labelled, num_seen = 0.0, 0, 0, 0
     with progress.task(f"{label} epoch {epoch + 1}/{run.config.epochs}", total=num_batches) as task:
-        for step, (share, batch) in enumerate(zip(shares, _batches(run, epoch, visited, shares), strict=True)):
+        batches = _batches(run, epoch, visited, shares)
+        for step, share in enumerate(shares):
+            with _range("data"):
+                batch = next(batches)
             rate = learning_rate(run.config, epoch + step / num_batches)
             run.objective.begin_step(epoch + step / num_batches)
-            loss, right = _train_step(run, batch, share, epoch, rate)
+            loss, right, labelled = _train_step(run, batch, share, epoch, rate)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"{label}: the loss is {loss} in epoch {epoch + 1}, step {step + 1} (learning rate {rate:.2g}). "
                     "Lower train.lr, or set train.grad_clip or train.warmup_epochs; the last good checkpoint is kept."
                 )
-            loss_sum, num_right, num_seen = (
-                loss_sum + loss * share.total,
-                num_right + right,
-                num_seen + share.total,
-            )
+            num_right, num_labelled, num_seen = num_right + right, num_labelled + labelled, num_seen + share.total
+            loss_sum += loss * share.total
+            top1 = num_right / num_labelled if num_labelled else None
             speed = num_seen / (time.monotonic() - begun_s)
-            task.advance(1, f"loss {loss_sum / num_seen:.3f}, top-1 {num_right / num_seen:.1%}, {speed:.0f} images/s")
+            task.advance(1, f"loss {loss_sum / num_seen:.3f}, top-1 {_percent(top1, 1)}, {speed:.0f} images/s")
     train_s = time.monotonic() - begun_s
+    with _range("validation"):
+        validation_top1 = _validate(run)
     return Epoch(
         epoch=epoch + 1,
         loss=loss_sum / num_seen,
-        train_top1=num_right / num_seen,
-        validation_top1=_validate(run),
+        train_top1=top1,
+        validation_top1=validation_top1,
         shown_fraction=num_seen / run.data.num_train,
         lr=learning_rate(run.config, epoch),
         images_per_s=num_seen / train_s,
         seconds=time.monotonic() - begun_s,
+        num_images=num_seen,
         **run.objective.facts(),
     )
 
@@ -257,28 +268,37 @@ def _batches(run: _Run, epoch: int, visited: Tensor | None, shares: Sequence[Sha
     )
 
 
-def _train_step(run: _Run, batch: Batch, share: Share, epoch: int, rate: float) -> tuple[float, int]:
-    """One step on a share of a batch; returns the loss of all of it in nats and how many of it were classified right."""
+def _train_step(run: _Run, batch: Batch, share: Share, epoch: int, rate: float) -> tuple[float, int, int]:
+    """One step on a share of a batch; of all of it, the loss in nats, and how many were classified right of how many with a label."""
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     with taking(share):
-        with whole_batch(share):
+        with _range("forward"), whole_batch(share):
             student_NK = share.gather(run.forward(batch.x_NCHW).float())
-        with run.accelerator.autocast():
+        with _range("teacher"), run.accelerator.autocast():
             teacher_NK = run.teacher.logits(batch, epoch)
         teacher_NK = None if teacher_NK is None else share.gather(teacher_NK)
         labels_N = share.gather(batch.labels_N)
-        loss: Tensor = run.objective(student_NK, teacher_NK, labels_N)
+        with _range("loss"):
+            loss: Tensor = run.objective(student_NK, teacher_NK, labels_N)
     run.optimizer.zero_grad()
-    run.accelerator.backward(loss)
-    sum_gradients(run.model.parameters(), alike=run.objective.parameters())
-    if run.config.grad_clip is not None:
-        learned = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
-        run.accelerator.clip_grad_norm_(learned, run.config.grad_clip)
-    run.optimizer.step()
-    if run.average is not None:
-        run.average.update_parameters(run.model)
-    return float(loss.detach()), int((student_NK.detach().argmax(1) == labels_N).sum())
+    with _range("backward"):
+        run.accelerator.backward(loss)
+        sum_gradients(run.model.parameters(), alike=run.objective.parameters())
+    with _range("optimizer"):
+        if run.config.grad_clip is not None:
+            learned = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+            run.accelerator.clip_grad_norm_(learned, run.config.grad_clip)
+        run.optimizer.step()
+        if run.average is not None:
+            run.average.update_parameters(run.model)
+    num_right = int((student_NK.detach().argmax(1) == labels_N).sum())
+    return float(loss.detach()), num_right, int((labels_N != UNLABELLED).sum())
+
+
+def _range(part: str) -> record_function:
+    """A part of an epoch, named to torch's profiler."""
+    return record_function(f"edgestill.{part}")
 
 
 def _validate(run: _Run) -> float | None:
@@ -309,9 +329,14 @@ def _epoch_line(label: str, done: Epoch, total: int) -> str:
     validation = "" if done.validation_top1 is None else f", validation {done.validation_top1:.2%}"
     shown = "" if done.shown_fraction > 0.99 else f", {done.shown_fraction:.0%} of the data"
     return (
-        f"{label} {done.epoch}/{total}: loss {done.loss:.3f}, train {done.train_top1:.2%}{validation}{shown}, "
+        f"{label} {done.epoch}/{total}: loss {done.loss:.3f}, train {_percent(done.train_top1, 2)}{validation}{shown}, "
         f"{done.images_per_s:.0f} images/s"
     )
+
+
+def _percent(top1: float | None, digits: int) -> str:
+    """For people; of samples without labels there is none."""
+    return "without labels" if top1 is None else f"{top1:.{digits}%}"
 
 
 def _state(run: _Run) -> dict[str, Any]:
@@ -352,51 +377,21 @@ def _restore(run: _Run, state: Mapping[str, Any]) -> None:
     run.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
 
 
-def _decide_precision(
-    model: nn.Module,
-    teacher: _Teacher,
-    data: Data,
-    objective: Objective,
-    config: TrainConfig,
-    seed: int,
-    checkpoint_dir: Path,
-) -> str:
-    """`auto` is settled by a short measurement before the first step, written down, and restored on resume."""
-    if config.precision != "auto":
-        return config.precision
-    if not is_first():
-        return from_first("")
-    decided_path = checkpoint_dir / "decided.json"
-    if (decided := _decided(decided_path)) is not None:
-        return from_first(decided)
-    batch = next(
-        iter(data.train_batches(epoch=0, seed=seed, batch_size=config.batch_size, view_seed=teacher.view_seed(0)))
-    )
-    seconds = {p: _step_seconds(model, teacher, batch, objective, bf16=p == "bf16") for p in ("fp32", "bf16")}
-    precision = min(seconds, key=seconds.__getitem__)
-    write_json(decided_path, {"precision": precision, "step_seconds": seconds})
-    return from_first(precision)
+def _trial(
+    model: nn.Module, teacher: _Teacher, data: Data, objective: Objective, config: TrainConfig, seed: int
+) -> Callable[[bool], None]:
+    """Steps on a copy, so that measuring them leaves no trace in the weights."""
+    view_seed = teacher.view_seed(0)
+    batch = next(iter(data.train_batches(epoch=0, seed=seed, batch_size=config.batch_size, view_seed=view_seed)))
+    copied = copy.deepcopy(model).train()
 
-
-def _decided(path: Path) -> str | None:
-    """The precision that was written down; None where nothing whole was."""
-    try:
-        precision: object = read_json(path)["precision"]
-    except (IntegrityError, KeyError, TypeError):
-        return None
-    return str(precision) if precision in ("fp32", "bf16") else None
-
-
-def _step_seconds(model: nn.Module, teacher: _Teacher, batch: Batch, objective: Objective, *, bf16: bool) -> float:
-    """Median of a few steps on a copy, so that the measurement leaves no trace in the weights."""
-    trial = copy.deepcopy(model).train()
-    seconds = []
-    for _ in range(6):
-        begun_s = time.perf_counter()
+    def step(bf16: bool) -> None:
         objective.begin_step(0.0)
         with torch.autocast(batch.x_NCHW.device.type, torch.bfloat16, enabled=bf16):
-            student_NK = trial(batch.x_NCHW)
+            student_NK = copied(batch.x_NCHW)
             teacher_NK = teacher.logits(batch, 0)
         objective(student_NK.float(), teacher_NK, batch.labels_N).backward()
-        seconds.append(time.perf_counter() - begun_s)
-    return sorted(seconds[2:])[1]
+        if batch.x_NCHW.is_cuda:
+            torch.cuda.synchronize()  # else the clock stops before the GPU does
+
+    return step

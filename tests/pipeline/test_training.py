@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from pipeline.artifacts import PreparedData
+from pipeline.learning import precision as precision_of_training
 from pipeline.learning import training
 from pipeline.learning.data import Data
 from pipeline.learning.losses import cross_entropy
@@ -25,7 +27,7 @@ from pipeline.learning.training import Trained, train
 from pipeline.progress import Progress, Quiet
 from pipeline.recipe import DataConfig, TrainConfig
 from pipeline.stages.data import prepare_data
-from targets.base import write_json
+from targets.base import read_json, write_json
 from targets.errors import TrainingError
 
 SEED = 5
@@ -283,6 +285,7 @@ program.run(Data.load(PreparedData(Path({data!r}), "")), Path({checkpoint!r}), l
 """
 
 
+@pytest.mark.system
 def test_a_training_killed_in_the_middle_ends_with_the_weights_of_an_unkilled_one(
     prepared: PreparedData, data: Data, tmp_path: Path, listening: Any
 ) -> None:
@@ -369,8 +372,41 @@ def faster(monkeypatch: pytest.MonkeyPatch, precision: str) -> Iterator[None]:
         return 1.0 if bf16 == (precision == "bf16") else 2.0
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_step_seconds", seconds)
+        patch.setattr(precision_of_training, "_step_seconds", seconds)
+        patch.setattr(precision_of_training, "has_bf16_kernels", lambda device: True)
         yield
+
+
+@contextmanager
+def without_bf16_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A CPU for which oneDNN has none."""
+    with monkeypatch.context() as patch:
+        for module in (precision_of_training, training):
+            patch.setattr(module, "has_bf16_kernels", lambda device: False)
+        yield
+
+
+def test_where_no_kernel_computes_in_bf16_auto_takes_fp32_and_tries_nothing(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object, **kwargs: object) -> float:
+        raise AssertionError("a step was timed")
+
+    monkeypatch.setattr(precision_of_training, "_step_seconds", never)
+    with without_bf16_kernels(monkeypatch):
+        assert run(data, tmp_path, precision="auto", epochs=1).precision == "fp32"
+
+    assert read_json(tmp_path / "decided.json")["precision"] == "fp32"
+
+
+@pytest.mark.parametrize(("precision", "warned"), [("bf16", True), ("fp32", False), ("auto", False)])
+def test_bf16_that_was_asked_for_and_has_no_kernel_is_warned_of(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listening: Any, precision: str, warned: bool
+) -> None:
+    with without_bf16_kernels(monkeypatch):
+        run(data, tmp_path, precision=precision, epochs=1, progress=listening)
+
+    assert any("has no BF16 kernels" in line and "precision: auto" in line for line in listening.lines) is warned
 
 
 @pytest.mark.parametrize(("first", "later"), [("bf16", "fp32"), ("fp32", "bf16")])
@@ -404,12 +440,13 @@ def test_a_decided_precision_on_disk_is_taken_without_measuring(data: Data, tmp_
     assert run(data, tmp_path, precision="auto", epochs=1).precision == "bf16"
 
 
+@pytest.mark.parametrize("before", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize(("stride", "expected"), [(1, True), (2, False)])
-def test_only_a_net_that_survives_it_is_trained_in_channels_last(
-    data: Data, tmp_path: Path, stride: int, expected: bool
+def test_only_a_net_that_survives_it_is_trained_in_channels_last_however_it_comes(
+    data: Data, tmp_path: Path, stride: int, expected: bool, before: torch.memory_format
 ) -> None:
     layers = [nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1, stride=stride)]
-    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).to(memory_format=before)
 
     run(data, tmp_path, net=net, epochs=1)
 
@@ -439,3 +476,15 @@ def test_a_decided_precision_that_is_cut_short_is_measured_again(data: Data, tmp
     (tmp_path / "decided.json").write_text(content)
 
     assert run(data, tmp_path, precision="auto", epochs=1).precision in ("fp32", "bf16")
+
+
+def test_a_profiler_finds_each_part_of_an_epoch_by_its_name(data: Data, tmp_path: Path) -> None:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        run(data, tmp_path, epochs=2, batch_size=256)
+
+    counts = {event.key: event.count for event in profiled.key_averages() if event.key.startswith("edgestill.")}
+    num_steps = 2 * data.num_train_batches(256)
+    assert counts == {
+        **{f"edgestill.{part}": num_steps for part in ("data", "forward", "teacher", "loss", "backward", "optimizer")},
+        "edgestill.validation": 2,
+    }
