@@ -68,6 +68,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def mean_interval(values: Values, confidence: float = 0.95) -> Interval | None:
+    """Student's t interval of the mean; None for fewer than two values."""
+    found = np.asarray(values, dtype=np.float64)
+    if found.size < 2:
+        return None
+    reach = float(stats.t.ppf(0.5 + confidence / 2, found.size - 1) * found.std(ddof=1) / math.sqrt(found.size))
+    return float(found.mean()) - reach, float(found.mean()) + reach
+
+
 def median_interval(values: Values, confidence: float = 0.95) -> Interval | None:
     """Order-statistic interval of the median, free of any distribution; None where there are too few values.
 

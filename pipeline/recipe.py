@@ -32,7 +32,17 @@ from pipeline.recipe_distill import (
     WeightCurriculumConfig,
 )
 from pipeline.recipe_file import explain, read_sections
-from pipeline.recipe_training import Arguments, Count, Fraction, ModelConfig, Positive, Section, TrainConfig
+from pipeline.recipe_training import (
+    Arguments,
+    Count,
+    Fraction,
+    ModelConfig,
+    NormalizationConfig,
+    Positive,
+    Section,
+    TrainConfig,
+)
+from pipeline.recipe_unlabelled import check_labels, fault_without_labels
 from pipeline.schemes import scheme_of
 from targets import make_target
 from targets.errors import RecipeError
@@ -59,6 +69,7 @@ __all__ = [
     "KdConfig",
     "LossConfig",
     "ModelConfig",
+    "NormalizationConfig",
     "Positive",
     "QatConfig",
     "QuantizeConfig",
@@ -72,6 +83,7 @@ __all__ = [
     "TemperatureCurriculumConfig",
     "TrainConfig",
     "WeightCurriculumConfig",
+    "fault_without_labels",
     "load_recipe",
     "parse_recipe",
     "recipe_schema",
@@ -106,6 +118,16 @@ class DataConfig(Section):
         1.0,
         description="share of the train split that is kept, the same in every class; the others are used by nothing",
     )
+    labelled_share: Fraction = Field(
+        1.0,
+        description="share of the train split that keeps its label, the same in every class, and the very samples that a train_share "
+        "of that size keeps; the others are images without a label",
+    )
+    unlabelled: tuple[str, ...] = Field(
+        (),
+        description="more images without a label: sources whose training part, or all they have, joins the train split; an "
+        "image_folder may be flat, an npz may hold x_train alone, and labels that are there are ignored",
+    )
     label_noise: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="share of the train labels replaced by another class, uniformly; other splits keep theirs"
     )
@@ -114,6 +136,21 @@ class DataConfig(Section):
     max_unreadable: Fraction = Field(0.01, description="image_folder: refused above this share of unreadable images")
     workers: int = Field(2, ge=0, le=64, description="image_folder: processes that decode images")
     augment: AugmentConfig = AugmentConfig()
+
+    @property
+    def has_unlabelled(self) -> bool:
+        """Whether there are train samples without a label."""
+        return self.labelled_share < 1 or bool(self.unlabelled)
+
+    @model_validator(mode="after")
+    def _unlabelled_are_others(self) -> DataConfig:
+        if self.source in self.unlabelled:
+            raise ValueError(
+                f"unlabelled: {self.source} is the data themselves. To learn from them without labels set labelled_share"
+            )
+        if twice := next((name for name in self.unlabelled if self.unlabelled.count(name) > 1), None):
+            raise ValueError(f"unlabelled: {twice} stands there twice. Drop one")
+        return self
 
 
 class QatConfig(TrainConfig):
@@ -131,6 +168,10 @@ class TeacherConfig(ModelConfig):
     """The teacher. With a checkpoint and `train: null` it is taken as it is."""
 
     train: TrainConfig | None = TrainConfig()
+    normalization: NormalizationConfig | None = Field(
+        None,
+        description="of the pixels, where its weights were trained on other data than these; null: as these data are",
+    )
     keep_checkpoints: int = Field(
         0, ge=0, description="so many of its own way, evenly spaced: for distill.teacher_curriculum"
     )
@@ -139,6 +180,10 @@ class TeacherConfig(ModelConfig):
     def _has_weights(self) -> TeacherConfig:
         if self.train is None and self.checkpoint is None and not self.pretrained:
             raise ValueError("train: null needs a checkpoint or pretrained: true; else the teacher has random weights")
+        if self.normalization is not None and self.checkpoint is None and not self.pretrained:
+            raise ValueError(
+                "normalization is what a teacher was trained with elsewhere, and this one has no checkpoint: drop it"
+            )
         if self.keep_checkpoints and self.keep_checkpoints >= (self.train.epochs if self.train else 1):
             raise ValueError(
                 f"keep_checkpoints={self.keep_checkpoints} needs a training of more epochs than that: the last epoch is "
@@ -241,6 +286,8 @@ class Recipe(Section):
         if len(set(names)) != len(names):
             raise ValueError("targets: the same target stands there twice with the same device, scheme and options")
         check_arms(self.ablation.arms, self.distill)
+        if self.data.has_unlabelled:
+            check_labels(self)
         return self
 
 

@@ -241,7 +241,9 @@ class DistillConfig(ModelConfig):
     losses: tuple[LossConfig, ...] | None = Field(
         None, description="their sum in place of kd at kd_weight and cross_entropy at 1 - kd_weight"
     )
-    loss: str | None = Field(None, description="python:package.module:factory instead of KD")
+    loss: str | None = Field(
+        None, description="python:package.module:factory instead of KD; label -1: the sample has none"
+    )
     curriculum: CurriculumConfig | None = None
     temperature_curriculum: TemperatureCurriculumConfig | None = None
     weight_curriculum: WeightCurriculumConfig | None = None
@@ -305,6 +307,13 @@ class DistillConfig(ModelConfig):
         }
         return [f"distill.{key}" for key, asked in asks.items() if asked]
 
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether a loss of ours reads the teacher's answers."""
+        if self.losses is None:
+            return self.kd_weight > 0
+        return any(one.name != "cross_entropy" and one.weight > 0 for one in self.losses)
+
     @model_validator(mode="after")
     def _has_weights_or_learns(self) -> DistillConfig:
         if self.train is not None:
@@ -356,7 +365,7 @@ class DistillConfig(ModelConfig):
                 "temperature_curriculum: no loss has distill.temperature: drop it, or a loss's own temperature"
             )
         weights = self.weight_curriculum
-        if weights is not None and weights.per_sample in ("correctness", "confidence") and not self._asks_teacher:
+        if weights is not None and weights.per_sample in ("correctness", "confidence") and not self.learns_from_teacher:
             raise ValueError(
                 f"weight_curriculum.per_sample: {weights.per_sample} weighs what the teacher says, and no loss has it"
             )
@@ -372,15 +381,9 @@ class DistillConfig(ModelConfig):
             return "the loss features reads the teacher's layers, and a cache holds its logits"
         if self.teacher_curriculum is not None:
             return "teacher_curriculum changes the teacher on the way, and a cache holds the answers of one"
-        if not (self._asks_teacher or self.loss is not None or self.teacher_wrong == "drop"):
+        if not (self.learns_from_teacher or self.loss is not None or self.teacher_wrong == "drop"):
             return "no loss asks the teacher"
         return None
-
-    @property
-    def _asks_teacher(self) -> bool:
-        if self.losses is None:
-            return self.kd_weight > 0
-        return any(one.name != "cross_entropy" and one.weight > 0 for one in self.losses)
 
     @property
     def _has_a_loss_of_that_temperature(self) -> bool:

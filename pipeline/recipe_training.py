@@ -72,6 +72,17 @@ class TrainConfig(Section):
         return self
 
 
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+class NormalizationConfig(Section):
+    """(pixel - mean) / std on pixels of 0 to 255: one number for all channels, or one a channel."""
+
+    mean: Annotated[tuple[float, ...], BeforeValidator(_listed), Field(min_length=1)]
+    std: Annotated[tuple[Positive, ...], BeforeValidator(_listed), Field(min_length=1)]
+
+
 class ModelConfig(Section):
     """An architecture and, optionally, its weights."""
 

@@ -32,7 +32,7 @@ from pipeline.artifacts import (
 from pipeline.fleet import facts_of
 from pipeline.how import How
 from pipeline.learning.own_code import PREFIX, code_digest
-from pipeline.learning.sources import data_digest, factory, locate
+from pipeline.learning.sources import data_digest, factory, locate, locate_unlabelled
 from pipeline.processes import learn
 from pipeline.recipe import AssistantConfig, ModelConfig, Recipe, TargetConfig
 from pipeline.signing import signer_of
@@ -51,12 +51,14 @@ class Steps:
 
     def prepare_data(self) -> PreparedData:
         config = self.recipe.data
-        digest = data_digest(locate(config, offline=self.how.offline), self.workspace.dir / ".data-digests.json")
+        offline, known = self.how.offline, self.workspace.dir / ".data-digests.json"
+        digests = [data_digest(locate(config, offline=offline), known)]
+        digests += [data_digest(locate_unlabelled(config, name, offline=offline), known) for name in config.unlabelled]
         return self.workspace.build(
             PreparedData,
             "data",
             self._key(config),
-            [digest],
+            digests,
             lambda out: stages.data.prepare_data(
                 config,
                 self.recipe.seed,

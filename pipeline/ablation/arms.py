@@ -1,6 +1,6 @@
 """The arms of an ablation: what the recipe is held against, each a section `distill` of the same budget.
 
-alone       no teacher and no axis: what the student reaches by itself
+alone       no teacher and no axis: what the student reaches by itself, on the samples that have a label; absent where none has
 kd          plain KD, its temperature and weight tuned on validation: the baseline that every other arm must beat
 recipe      the recipe as it is written
 random-order, anti-curriculum    the samples axis with the same pacing, in no order and in the opposite one
@@ -51,8 +51,9 @@ def arms_of(recipe: Recipe, tuned: Tuned, pacing_log: Sequence[float]) -> dict[s
     config = recipe.distill
     if config.train is None:
         raise RecipeError("distill.train is null: the student is taken as it is, and no arm has anything to learn.")
+    alone = {ALONE: plain(_without(config, ["teacher_forward", "cache"]), kd_weight=0.0)}
     arms = {
-        ALONE: plain(_without(config, ["teacher_forward", "cache"]), kd_weight=0.0),
+        **(alone if recipe.data.labelled_share > 0 else {}),
         KD: plain(config, temperature=tuned.temperature, kd_weight=tuned.kd_weight),
         RECIPE: config,
         **_samples_controls(config, pacing_log),

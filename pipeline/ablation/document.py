@@ -19,7 +19,7 @@ from targets.errors import EdgestillError
 
 SCHEMA_VERSION = 1
 LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "numpy", "scipy")
-DATA_KEYS = ("source", "num_classes", "num_train", "num_validation", "num_test", "condition")
+DATA_KEYS = ("source", "num_classes", "num_train", "num_validation", "num_test", "condition", "labels")
 
 
 def document_of(
@@ -56,10 +56,7 @@ def document_of(
                 "name": name,
                 "same_as": same_as[name] if same_as[name] != name else None,
                 "config": config.model_dump(mode="json"),
-                "seeds": [
-                    {"seed": seed, **_figures(outcome, data.info["num_train"])}
-                    for seed, outcome in outcomes[name].items()
-                ],
+                "seeds": [{"seed": seed, **_figures(outcome)} for seed, outcome in outcomes[name].items()],
             }
             for name, config in arms.items()
         ],
@@ -71,7 +68,7 @@ def _name(arm: str, seed: int, config: DistillConfig) -> str:
     return Training(arm=arm, seed=seed, config=config).name
 
 
-def _figures(outcome: Outcome, num_train: int) -> dict[str, Any]:
+def _figures(outcome: Outcome) -> dict[str, Any]:
     """One seed of one arm. `images_seen` counts what every epoch of every round has shown."""
     assert outcome.scores is not None  # judged arms are scored
     rounds = outcome.student.info["rounds"]
@@ -82,7 +79,7 @@ def _figures(outcome: Outcome, num_train: int) -> dict[str, Any]:
         "best_epoch": rounds[-1]["best_epoch"],
         "validation_top1_last": rounds[-1]["validation_top1_last"],
         "num_rounds": len(rounds),
-        "images_seen": round(sum(epoch["shown_fraction"] for epoch in epochs) * num_train),
+        "images_seen": sum(epoch["num_images"] for epoch in epochs),
         "seconds": round(sum(epoch["seconds"] for epoch in epochs), 2),
         "precision": rounds[-1]["precision"],
     }

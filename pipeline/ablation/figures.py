@@ -108,16 +108,20 @@ def generalization(document: Document) -> list[dict[str, str]]:
 
 def _generalization(scores: Sequence[Mapping[str, Any]], shifts: Sequence[str]) -> dict[str, str]:
     """scores: one a seed; shifts: the names of the shifted test sets."""
-    agreement = [one["agreement"] for one in scores if "agreement" in one]
     return {
-        "train, %": _percent(_mean([one["train_top1"] for one in scores]), 2),
+        "train, %": _percent(_mean(_known(scores, "train_top1")), 2),
         "test, %": _percent(_mean([one["test_top1"] for one in scores]), 2),
-        "gap, points": _percent(_mean([one["gap"] for one in scores]), 2),
+        "gap, points": _percent(_mean(_known(scores, "gap")), 2),
         "ECE, %": _percent(_mean([one["ece"] for one in scores]), 2),
         "NLL, nats": _cell(_mean([one["nll"] for one in scores]), ".4f"),
         **{f"{shift}, %": _percent(_mean([one["shift"][shift] for one in scores]), 2) for shift in shifts},
-        "as the teacher, %": _percent(_mean(agreement), 2),
+        "as the teacher, %": _percent(_mean(_known(scores, "agreement")), 2),
     }
+
+
+def _known(scores: Sequence[Mapping[str, Any]], figure: str) -> list[float]:
+    """A figure of those that have it: the teacher agrees with nobody, and without labels nothing is known of the train split."""
+    return [one[figure] for one in scores if one.get(figure) is not None]
 
 
 def failed_lines(document: Document) -> list[str]:
@@ -146,10 +150,12 @@ def _at_the_edge(tuning: Mapping[str, Any]) -> bool:
 def condition(document: Document) -> str:
     """Which data, which nets, how long."""
     data, student, teacher = document["data"], document["student"], document["teacher"]
+    labels = data.get("labels", {})  # not in documents of before
     share, noise = data["condition"]["train_share"], data["condition"]["label_noise"]
     asked = [
         f"{share:.0%} of the train split" if share < 1 else "",
         f"{noise:.0%} of the labels wrong" if noise else "",
+        f"{labels['num_labelled']:,} with a label" if labels.get("num_unlabelled") else "",
     ]
     told = f" ({', '.join(filter(None, asked))})" if any(asked) else ""
     distill, seeds = document["recipe"]["distill"], document["seeds"]

@@ -10,7 +10,7 @@ resumes bit for bit; how a sample looks in it one of (view seed, sample), so tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from torch import Tensor
 from benchmarks.device.preprocess import Evaluation, load_evaluation
 from pipeline.artifacts import PreparedData
 from pipeline.learning.image_stream import FileImages
+from pipeline.learning.labels import UNLABELLED
 from pipeline.learning.views import View, mixed_seed
 from targets.base import preprocessing_from_json, read_json
 from targets.errors import DataError
@@ -35,7 +36,7 @@ class Batch:
     """`index_N` is the position within the split: a row of the soft labels, a difficulty's entry."""
 
     x_NCHW: Tensor  # float32, (x / 255 - mean) / std
-    labels_N: Tensor  # int64
+    labels_N: Tensor  # int64; UNLABELLED where there is none
     index_N: Tensor  # int64
 
 
@@ -109,8 +110,27 @@ class Data:
         return len(self.splits["train"])
 
     @property
+    def num_labelled(self) -> int:
+        """How many of the train split have a label."""
+        return len(self._labelled_train())
+
+    @property
     def num_validation(self) -> int:
         return len(self.splits["validation"])
+
+    def labelled(self) -> Data:
+        """The same data, train without the samples that have no label: what can be learned from where no teacher is asked.
+        Raises DataError where none has one."""
+        if not (kept := self._labelled_train()).numel():
+            raise DataError(
+                "No train sample has a label, and no teacher is asked here: there is nothing to learn from. Raise "
+                "data.labelled_share, or give a loss that asks the teacher its weight (distill.kd_weight)."
+            )
+        return replace(self, splits={**self.splits, "train": kept})
+
+    def _labelled_train(self) -> Tensor:
+        train = self.splits["train"]
+        return train[self.train_labels[train] != UNLABELLED]
 
     def train_batches(
         self,

@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.learning.curriculum import SampleCurriculum
 from pipeline.learning.epochs import Epoch
+from pipeline.learning.labels import UNLABELLED
 from pipeline.learning.losses import cross_entropy, dist, dkd, kd, standardized
 from pipeline.learning.losses.features import FeatureLoss
 from pipeline.learning.objective import Loss, Objective
@@ -217,16 +219,18 @@ class _Told:
     """What an epoch counts for its line of the curve; on the device, which is not waited for."""
 
     def __init__(self) -> None:
-        self.num_steps = self.num_seen = 0
+        self.num_steps = 0
         self.temperature_sum: float | Tensor = 0.0
-        self.num_wrong: Tensor | None = None
+        self.num_wrong_and_labelled_2: Tensor | None = None
 
     def add(self, teacher_NK: Tensor | None, labels_N: Tensor) -> None:
         self.num_steps += 1
-        self.num_seen += len(labels_N)
         if teacher_NK is not None:
-            num_wrong = (teacher_NK.argmax(1) != labels_N).sum()
-            self.num_wrong = num_wrong if self.num_wrong is None else self.num_wrong + num_wrong
+            has_label_N = labels_N != UNLABELLED
+            is_wrong_N = has_label_N & (teacher_NK.argmax(1) != labels_N)
+            counts_2 = torch.stack([is_wrong_N.sum(), has_label_N.sum()])
+            before_2 = self.num_wrong_and_labelled_2
+            self.num_wrong_and_labelled_2 = counts_2 if before_2 is None else before_2 + counts_2
 
     @property
     def mean_temperature(self) -> float | None:
@@ -234,7 +238,10 @@ class _Told:
 
     @property
     def share_wrong(self) -> float | None:
-        return None if self.num_wrong is None else int(self.num_wrong) / self.num_seen
+        if self.num_wrong_and_labelled_2 is None:
+            return None
+        num_wrong, num_labelled = self.num_wrong_and_labelled_2.tolist()
+        return num_wrong / num_labelled if num_labelled else None
 
 
 def _mean(loss_N: Tensor, weights_N: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 
+from pipeline.learning.labels import UNLABELLED
 from pipeline.recipe import DistillConfig
 
 
@@ -27,7 +28,8 @@ def sample_weights(
     """The weights of a batch, from raw logits (N, K) and class ids (N,); no gradient goes through them.
 
     teacher_wrong: drop takes the sample out, the mean is over the others; down_weight gives what the teacher says p_T(y) / max p_T,
-    which is 1 where it is right; label_only gives it 0. per_sample multiplies: correctness p_T(y), confidence max p_T, superloss
+    which is 1 where it is right; label_only gives it 0. Without a label nothing says that the teacher is wrong: it counts as right.
+    per_sample multiplies: correctness p_T(y), confidence max p_T, superloss
     the sigma of `superloss_weights` on all of the sample.
     """
     soft_N, hard_N = None, None
@@ -51,14 +53,16 @@ def _where_wrong(choice: str, teacher_NK: Tensor, labels_N: Tensor) -> tuple[Ten
     """Factors of the teacher's part and of the label's."""
     if choice == "keep":
         return None, None
-    is_right_N = (teacher_NK.argmax(1) == labels_N).to(teacher_NK.dtype)
+    has_label_N = labels_N != UNLABELLED
+    is_right_N = ((teacher_NK.argmax(1) == labels_N) | ~has_label_N).to(teacher_NK.dtype)
     if choice == "drop":
         kept_N = is_right_N * (len(labels_N) / is_right_N.sum().clamp_min(1))
         return kept_N, kept_N
     if choice == "label_only":
         return is_right_N, None
-    correctness_N, confidence_N = (_trust(of, teacher_NK, labels_N) for of in ("correctness", "confidence"))
-    return correctness_N / confidence_N, None
+    first_N = labels_N.clamp_min(0)  # any class id, where there is no label
+    correctness_N, confidence_N = (_trust(of, teacher_NK, first_N) for of in ("correctness", "confidence"))
+    return torch.where(has_label_N, correctness_N / confidence_N, 1.0), None
 
 
 def _trust(of: str, teacher_NK: Tensor, labels_N: Tensor) -> Tensor:

@@ -72,11 +72,12 @@ def _scores(
 ) -> tuple[dict[str, Any], Logits]:
     """What tables show of one model, fractions and nats, and its logits (N, K) on the test split.
 
-    Train top-1 is on the samples that the recipe keeps, unaugmented, with the labels that the training had: wrong ones count.
+    Train top-1 is on the samples that the recipe keeps and that have a label, unaugmented, with the labels that the training had: wrong
+    ones count. None where no sample has a label.
     """
     logits_NK, labels_N = _on_test(model, data)
     test_top1 = float((logits_NK.argmax(1) == labels_N).mean())
-    train_top1 = accuracy(model, data.plain_batches("train"))
+    train_top1 = accuracy(model, data.labelled().plain_batches("train")) if data.num_labelled else None
     shifted = {}
     with how.progress.task("score under shift", total=len(shifts)) as task:
         for shift in shifts:
@@ -87,7 +88,7 @@ def _scores(
     scores = {
         "test_top1": test_top1,
         "train_top1": train_top1,
-        "gap": train_top1 - test_top1,
+        "gap": None if train_top1 is None else train_top1 - test_top1,
         "ece": expected_calibration_error(logits_NK, labels_N),
         "nll": negative_log_likelihood(logits_NK, labels_N),
         "shift": shifted,

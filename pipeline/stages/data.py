@@ -2,27 +2,39 @@
 
 Reads what `data.source` names. Writes data.json (what the data are), split.npz (train, validation, calibration: indices into
 the training part), train_x.npy and train_y.npy or files.json (the training part), and evaluation/ (the test part as the device
-gets it). The test part is an input to nothing here: statistics and calibration come from train.
+gets it). The test part is an input to nothing here: statistics and calibration come from train. Images without a label
+(`data.unlabelled`, and those whose label `data.labelled_share` hides) stand in train with UNLABELLED for a label.
 """
 
 # Shapes: N samples, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.device.preprocess import geometric
+from pipeline.learning.division import Indices, Split, divide, labelled_samples, with_unlabelled
 from pipeline.learning.label_noise import with_noise
-from pipeline.learning.sources import Arrays, Files, Part, Source, locate, read_source
+from pipeline.learning.labels import UNLABELLED, with_hidden
+from pipeline.learning.sources import (
+    Arrays,
+    Files,
+    Part,
+    Source,
+    locate,
+    locate_unlabelled,
+    read_source,
+    read_unlabelled,
+)
 from pipeline.learning.sources.image_file import inspect, read_image
+from pipeline.learning.sources.parts import take
 from pipeline.progress import Progress, Quiet
 from pipeline.recipe import DataConfig
 from targets.base import Array, Preprocessing, write_json
@@ -33,18 +45,8 @@ NUM_ENCODED = 64
 NUM_STATISTICS = 4096  # training files that mean and std are computed on: three digits, without decoding a million
 CROP_SHARE = 0.875  # centre crop over shorter side, ImageNet's 224 of 256
 
-Indices = npt.NDArray[np.int64]
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Split:
-    """Indices into the training part; calibration lies within train, validation outside of it."""
-
-    train: Indices
-    validation: Indices
-    calibration: Indices
 
 
 def prepare_data(
@@ -58,6 +60,8 @@ def prepare_data(
 ) -> None:
     """Read, check, divide and write the data, downloading what is absent unless `offline`. Raises DataError."""
     locate(config, offline=offline)
+    for name in config.unlabelled:
+        locate_unlabelled(config, name, offline=offline)
     with warnings.catch_warnings():
         # What Pillow warns of either decodes or is an error, and stands in `skipped`.
         warnings.filterwarnings("ignore", module="PIL")
@@ -65,17 +69,21 @@ def prepare_data(
 
 
 def _prepare(config: DataConfig, seed: int, out_dir: Path, allow_code: bool, progress: Progress) -> None:
-    # A generator each: neither condition changes how the data are divided, nor the other.
-    rng, share_rng, noise_rng = (np.random.default_rng([seed, stream]) for stream in range(3))
+    # A generator each: neither condition changes how the data are divided, nor the other. Labels are kept as samples are: those
+    # that have one are the samples that a train_share of the same size would keep.
+    rng, share_rng, noise_rng, label_rng = (np.random.default_rng([seed, stream]) for stream in (0, 1, 2, 1))
     with progress.task(f"reading {config.source}"):
         source = read_source(config, allow_code=allow_code)
     pre, source, skipped = _preprocessing(config, source, progress)
+    foreign, unreadable = _unlabelled(config, source.train, allow_code, progress)
     part, test, split = divide(config, source, rng, share_rng)
-    labels_N, num_noisy = with_noise(part.labels_N, split.train, config.label_noise, len(source.classes), noise_rng)
-    part = replace(part, labels_N=labels_N)
+    labelled = labelled_samples(config, part.labels_N, split.train, label_rng)
+    noisy_N, num_noisy = with_noise(part.labels_N, labelled, config.label_noise, len(source.classes), noise_rng)
+    part = replace(part, labels_N=with_hidden(noisy_N, split.train, labelled))
     _check_divided(config, source.classes, part, test, split)
     histogram_CV = _pixel_histogram(part, split.train, pre, rng, config.workers, progress)
     mean, std = moments(histogram_CV, config.source)
+    part, split = with_unlabelled(part, split, foreign.values())
     out_dir.mkdir(parents=True, exist_ok=True)
     np.savez(out_dir / "split.npz", **asdict(split))
     _write_training_part(part, test, out_dir)
@@ -103,49 +111,23 @@ def _prepare(config: DataConfig, seed: int, out_dir: Path, allow_code: bool, pro
             "num_noisy_labels": num_noisy,
             "seed": seed,
         },
+        "labels": _told_labels(config, split, labelled, foreign),
         "workers": config.workers,
         "augment": _augment(config, source, height),
-        "skipped": skipped,
+        "skipped": [*skipped, *unreadable],
         "preprocessing": {"mode": pre.mode, "resize": pre.resize, "crop": pre.crop},
     }
     write_json(out_dir / "data.json", described)
 
 
-def divide(
-    config: DataConfig, source: Source, rng: np.random.Generator, share_rng: np.random.Generator
-) -> tuple[Part, Part, Split]:
-    """The training part, the test part and the split of the first. What a set divides itself is kept as it is, but for
-    `validation: 0`, which trains on its validation part too. Below a `train_share` of 1 the train samples that are not kept
-    are in no split; test and validation are those of a share of 1."""
-    part, test = source.train, source.test
-    if test is None:
-        held_out = stratified(part.labels_N, round(config.test * len(part.labels_N)), rng)
-        part, test = _take(part, _others(held_out, len(part.labels_N))), _take(part, held_out)
-    num_samples = len(part.labels_N)
-    if source.validation is None or config.validation == 0:
-        validation = stratified(part.labels_N, round(config.validation * num_samples), rng)
-    else:
-        validation = np.arange(num_samples, num_samples + len(source.validation.labels_N))
-    if source.validation is not None:
-        part = _join(part, source.validation)
-    train = _others(validation, len(part.labels_N))
-    if config.train_share < 1:
-        train = train[stratified(part.labels_N[train], round(config.train_share * len(train)), share_rng)]
-    chosen = stratified(part.labels_N[train], min(config.calibration, len(train)), rng)
-    return part, test, Split(train, validation, train[chosen])
-
-
-def stratified(labels_N: Indices, num_chosen: int, rng: np.random.Generator) -> Indices:
-    """`num_chosen` sorted indices, each class with its share up to one sample (largest remainders, ties at random)."""
-    order = rng.permutation(len(labels_N))
-    counts_K = np.unique(labels_N, return_counts=True)[1]
-    quota_K, remainder_K = np.divmod(counts_K * num_chosen, max(len(labels_N), 1))
-    by_remainder = np.lexsort((rng.random(len(counts_K)), -remainder_K))
-    quota_K[by_remainder[: num_chosen - quota_K.sum()]] += 1
-    by_class = order[np.argsort(labels_N[order], kind="stable")]
-    starts_K = np.cumsum(counts_K) - counts_K
-    rank_N = np.arange(len(labels_N)) - np.repeat(starts_K, counts_K)  # a sample's place within its class
-    return np.sort(by_class[rank_N < np.repeat(quota_K, counts_K)])
+def _told_labels(config: DataConfig, split: Split, labelled: Indices, foreign: Mapping[str, Part]) -> dict[str, object]:
+    """How many of the train samples have a label, and where the others are from."""
+    return {
+        "labelled_share": config.labelled_share,
+        "num_labelled": len(labelled),
+        "num_unlabelled": len(split.train) - len(labelled),
+        "unlabelled": [{"source": name, "num_samples": len(one.labels_N)} for name, one in foreign.items()],
+    }
 
 
 def moments(histogram_CV: Indices, name: str) -> tuple[list[float], list[float]]:
@@ -180,10 +162,23 @@ def _preprocessing(
 
 
 def _readable(config: DataConfig, source: Source, progress: Progress) -> tuple[Source, list[dict[str, str]], str]:
-    """Decode every file once: the source without the unreadable ones, their names, and L where all images are grey."""
+    """The source without the files that are unreadable, their names, and L where all images are grey."""
+    paths = [path for part in source.parts().values() if isinstance(part, Files) for path in part.paths]
+    modes, skipped = _inspected(config, config.source, paths, progress)
+    kept = {name: _keep(part, modes) for name, part in source.parts().items()}
+    grey = set(modes.values()) <= {"1", "L", "LA"}
+    remaining = Source(
+        source.classes, kept["train"], kept.get("validation"), kept.get("test"), source.crop, source.flip
+    )
+    return remaining, skipped, "L" if grey else "RGB"
+
+
+def _inspected(
+    config: DataConfig, name: str, paths: Sequence[str], progress: Progress
+) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Decode every file of source `name` once: the mode of each that can be read, and why the others cannot."""
     modes: dict[str, str] = {}
     skipped: list[dict[str, str]] = []
-    paths = [path for part in source.parts().values() if isinstance(part, Files) for path in part.paths]
     with progress.task("checking images", len(paths)) as task:
         for path, (mode, reason) in zip(paths, _parallel(inspect, paths, config.workers), strict=True):
             task.advance()
@@ -193,21 +188,57 @@ def _readable(config: DataConfig, source: Source, progress: Progress) -> tuple[S
                 modes[path] = mode
     if len(skipped) > config.max_unreadable * len(paths):
         raise DataError(
-            f"{config.source}: {len(skipped)} of {len(paths)} images are unreadable, first {skipped[0]['path']}: "
+            f"{name}: {len(skipped)} of {len(paths)} images are unreadable, first {skipped[0]['path']}: "
             f"{skipped[0]['reason']} More than data.max_unreadable={config.max_unreadable} allows: replace them."
         )
-    kept = {name: _keep(part, modes) for name, part in source.parts().items()}
-    grey = set(modes.values()) <= {"1", "L", "LA"}
-    remaining = Source(
-        source.classes, kept["train"], kept.get("validation"), kept.get("test"), source.crop, source.flip
-    )
-    return remaining, skipped, "L" if grey else "RGB"
+    return modes, skipped
+
+
+def _unlabelled(
+    config: DataConfig, own: Part, allow_code: bool, progress: Progress
+) -> tuple[dict[str, Part], list[dict[str, str]]]:
+    """The images of each source of data.unlabelled that can stand beside the data's own, and the files that cannot be read."""
+    parts: dict[str, Part] = {}
+    skipped: list[dict[str, str]] = []
+    for name in config.unlabelled:
+        with progress.task(f"reading {name}"):
+            part = read_unlabelled(config, name, allow_code=allow_code)
+        _check_fits(part, own, name, config.source)
+        if isinstance(part, Files):
+            modes, unreadable = _inspected(config, name, part.paths, progress)
+            part = _keep(part, modes)
+            skipped += unreadable
+        if not len(part.labels_N):
+            raise DataError(f"data.unlabelled: {name} has no image that can be read. Add images, or leave it out.")
+        parts[name] = part
+    return parts, skipped
+
+
+def _check_fits(part: Part, own: Part, name: str, source: str) -> None:
+    """Files get the data's size; arrays must have it."""
+    if isinstance(part, Arrays) and isinstance(own, Arrays):
+        found, wanted = part.x_NCHW.shape[1:], own.x_NCHW.shape[1:]
+        if found != wanted:
+            raise DataError(
+                f"data.unlabelled: {name} has images of shape (C, H, W) {tuple(found)}, but those of {source} are "
+                f"{tuple(wanted)}. Bring them to that shape, or give both as image folders: files are resized to data.image_size."
+            )
+    elif isinstance(part, Arrays):
+        raise DataError(
+            f"data.unlabelled: {name} holds arrays, but {source} has image files. Write its images to a folder, and give "
+            "that: image_folder:PATH."
+        )
+    elif isinstance(own, Arrays):
+        raise DataError(
+            f"data.unlabelled: {name} has image files, but {source} holds arrays of one size. Give an npz of that size: "
+            "npz:PATH with x_train."
+        )
 
 
 def _keep(part: Part, readable: Mapping[str, str]) -> Part:
     if isinstance(part, Arrays):
         return part
-    return _take(part, np.array([index for index, path in enumerate(part.paths) if path in readable], dtype=np.int64))
+    return take(part, np.array([index for index, path in enumerate(part.paths) if path in readable], dtype=np.int64))
 
 
 def _check_divided(config: DataConfig, classes: tuple[str, ...], part: Part, test: Part, split: Split) -> None:
@@ -220,8 +251,14 @@ def _check_divided(config: DataConfig, classes: tuple[str, ...], part: Part, tes
             f"{config.source}: data.validation={config.validation} of {len(part.labels_N)} samples is none. "
             "Raise it, or set it to 0: then no choice is made."
         )
-    num_samples_K = np.bincount(part.labels_N[split.train], minlength=len(classes))
-    if not num_samples_K.all():
+    labels_N = part.labels_N[split.train]
+    num_samples_K = np.bincount(labels_N[labels_N != UNLABELLED], minlength=len(classes))
+    if 0 < config.labelled_share < 1 and not num_samples_K.all():
+        raise DataError(
+            f"{config.source}: data.labelled_share={config.labelled_share} of {len(labels_N)} train samples leaves class "
+            f"{classes[int(num_samples_K.argmin())]!r} without a label. Raise it; 0 learns from the teacher alone."
+        )
+    if config.labelled_share == 1 and not num_samples_K.all():
         raise DataError(
             f"{config.source}: class {classes[int(num_samples_K.argmin())]!r} has no training sample after the split. "
             "Add samples, lower data.validation and data.test, or mend data.train_share and data.label_noise."
@@ -249,7 +286,7 @@ def _pixel_histogram(
         train = np.sort(rng.choice(train, NUM_STATISTICS, replace=False))
     histogram_CV = np.zeros((1 if pre.mode == "L" else 3, 256), dtype=np.int64)
     with progress.task("mean and std", len(train)) as task:
-        for images_NCHW in _pixel_batches(_take(part, train), pre, workers):
+        for images_NCHW in _pixel_batches(take(part, train), pre, workers):
             for channel, counts_V in enumerate(histogram_CV):
                 counts_V += np.bincount(images_NCHW[:, channel].ravel(), minlength=256)
             task.advance(len(images_NCHW))
@@ -338,22 +375,3 @@ def _write_encoded(test: Part, index: int, directory: Path) -> str:
     image_HWC = test.x_NCHW[index].transpose(1, 2, 0)
     Image.fromarray(image_HWC[:, :, 0] if image_HWC.shape[2] == 1 else image_HWC).save(directory / name)
     return name
-
-
-def _take(part: Part, indices: Indices) -> Part:
-    if isinstance(part, Arrays):
-        return Arrays(part.x_NCHW[indices], part.labels_N[indices])
-    return Files(tuple(part.paths[index] for index in indices), part.labels_N[indices])
-
-
-def _join(first: Part, second: Part) -> Part:
-    labels_N = np.concatenate([first.labels_N, second.labels_N])
-    if isinstance(first, Arrays) and isinstance(second, Arrays):
-        return Arrays(np.concatenate([first.x_NCHW, second.x_NCHW]), labels_N)
-    if isinstance(first, Files) and isinstance(second, Files):
-        return Files(first.paths + second.paths, labels_N)
-    raise DataError("The training and the validation part are of two kinds, arrays and files. Give both as one kind.")
-
-
-def _others(indices: Indices, num_samples: int) -> Indices:
-    return np.setdiff1d(np.arange(num_samples), indices, assume_unique=True)

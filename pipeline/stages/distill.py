@@ -4,8 +4,8 @@ Progressive rounds: soft labels, train, evaluate; where the validation target is
 next round come from the best model so far (the teacher, as long as no student beats it), and the student goes on.
 Where the recipe's teacher_forward comes to `cached`, the teacher's soft labels are those of stage soft_labels; a round that learns
 from a student keeps that student's beside the checkpoints, and they are gone with them.
-A student that was trained elsewhere (`train: null`) is taken as it is. An assistant is a student too: of the teacher, or of the
-assistant before it, by plain KD.
+A student that no teacher helps is shown the samples that have a label. One that was trained elsewhere (`train: null`) is taken as it
+is. An assistant is a student too: of the teacher, or of the assistant before it, by plain KD.
 Reads the data, the teacher and its soft labels. Writes model.safetensors (the best epoch on validation), last.safetensors (the last
 one, which is what an ablation judges) and distill.json (rounds, training curves, pacing).
 """
@@ -28,7 +28,7 @@ from pipeline.learning.data import Data
 from pipeline.learning.distillation import Distillation, asks_teacher, losses_of
 from pipeline.learning.label_cache import LabelCache
 from pipeline.learning.losses.features import FeatureLoss
-from pipeline.learning.models import count_parameters, save_weights
+from pipeline.learning.models import as_named, count_parameters, save_weights
 from pipeline.learning.own_code import called, own_factory
 from pipeline.learning.soft_labels import cache_soft_labels, labels_of, soft_labels, validation_top1
 from pipeline.learning.teachers import TeacherTrajectory
@@ -36,7 +36,14 @@ from pipeline.learning.trained import load_trained, new_model, open_data, save_t
 from pipeline.learning.training import Trained, train
 from pipeline.learning.views import view_seeds
 from pipeline.mistakes import where_teacher_errs
-from pipeline.recipe import AssistantConfig, DistillConfig, FeaturesConfig, ModelConfig, TrainConfig
+from pipeline.recipe import (
+    AssistantConfig,
+    DistillConfig,
+    FeaturesConfig,
+    ModelConfig,
+    TrainConfig,
+    fault_without_labels,
+)
 from pipeline.workspace import CHECKPOINT_DIR
 from targets.errors import RecipeError
 
@@ -78,6 +85,10 @@ def distill(
         return
     if teacher.stage == "distill":
         _refuse_smaller(teacher.info["model"], teacher.info["parameters"], config.model, count_parameters(student))
+    if not asks_teacher(config):
+        data = data.labelled()
+    elif data.num_labelled < data.num_train and (fault := fault_without_labels(config)) is not None:
+        raise RecipeError(f"distill.{fault}.")
     views = None if config.num_views is None else view_seeds(how.seed, config.num_views)
     job = _Job(config, config.train, prepared, data, teacher, labels, out_dir, how, seed, views)
     rounds, last = _rounds(job, student)
@@ -261,7 +272,7 @@ def _features(config: DistillConfig, data: Data, student: nn.Module, teacher: nn
     return [
         FeatureLoss(
             student,
-            teacher,
+            as_named(teacher),
             student_layer=one.student_layer,
             teacher_layer=one.teacher_layer,
             example_NCHW=example_NCHW,

@@ -234,10 +234,11 @@ def _calibration(data: Data) -> list[torch.Tensor]:
 
 
 def _train_on(model: nn.Module, job: _Job, label: str, kd_weight: float) -> Trained:
-    """Fine-tune `model` on the float student's soft labels; QAT and its FP32 control differ in nothing but the model."""
+    """Fine-tune `model` on the float student's soft labels; QAT and its FP32 control differ in nothing but the model. Without soft
+    labels it learns from the samples that have a label."""
     return train(
         model,
-        job.data,
+        job.data if kd_weight else job.data.labelled(),
         _loss(job.config, kd_weight),
         job.config.train,
         seed=job.how.seed,
@@ -278,7 +279,7 @@ def _controls(job: _Job, rungs: Sequence[_Rung]) -> list[dict[str, Any]]:
         {"name": "PTQ only", "top1_validation": rungs[0].top1},
         _control("FP32 fine-tune of the same length", fine_tuned, job, "fp32 control", job.config.kd_weight),
     ]
-    if job.config.kd_weight > 0:
+    if job.config.kd_weight > 0 and job.data.num_labelled:
         start = copy.deepcopy(_best(rungs[: names.index("qat")]).made.model)
         assert start is not None  # _best takes no other
         controls.append(_control("QAT without distillation", start, job, "qat without distillation", 0.0))

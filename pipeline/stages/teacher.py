@@ -1,7 +1,8 @@
 """Stage 1, teacher: train it, fine-tune it, or take a checkpoint as it is, and make sure that it knows something.
 
-Reads the prepared data. Writes model.safetensors and teacher.json (architecture, validation top-1, training curve); and in
-trajectory/ the weights of its own way that the recipe wants kept, to teach a student that is not ready for the end of it.
+It learns from the samples that have a label, and from no others. Reads the prepared data. Writes model.safetensors and teacher.json
+(architecture, validation top-1, training curve); and in trajectory/ the weights of its own way that the recipe wants kept, to
+teach a student that is not ready for the end of it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def train_teacher(config: TeacherConfig, prepared: PreparedData, out_dir: Path, 
     model = new_model(config, data, allow_code=how.allow_code, offline=how.offline)
     learned: dict[str, Any] = {"training": None, "trajectory": []}
     if config.train is not None:
-        learned = _train(model, data, config.train, trajectory_epochs(config), out_dir, how)
+        learned = _train(model, data.labelled(), config.train, trajectory_epochs(config), out_dir, how)
     split = "validation" if data.num_validation else "train"
     score = evaluate_teacher(model, data, split)
     save_trained(model, config, data, out_dir, "teacher", **{f"top1_{split}": score}, **learned)
@@ -77,8 +78,8 @@ def plain_loss(student_NK: Tensor, teacher_NK: Tensor | None, labels_N: Tensor, 
 
 
 def evaluate_teacher(model: nn.Module, data: Data, split: str) -> float:
-    """Top-1 on `split`; raises TrainingError for a teacher that a coin could replace."""
-    logits_NK, labels_N = soft_labels(model, data, split)
+    """Top-1 on `split`, of train on the samples that have a label; raises TrainingError for a teacher that a coin could replace."""
+    logits_NK, labels_N = soft_labels(model, data.labelled() if split == "train" else data, split)
     score = top1(logits_NK, labels_N)
     chance = float(labels_N.bincount().max() / len(labels_N))
     # Three standard errors above always answering the most frequent class.

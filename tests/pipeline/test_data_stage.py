@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.device.preprocess import decode, geometric, load_evaluation
+from pipeline.learning.division import stratified
 from pipeline.recipe import AugmentConfig, DataConfig
 from pipeline.stages import data as stage
-from pipeline.stages.data import prepare_data, stratified
+from pipeline.stages.data import prepare_data
 from targets.base import Preprocessing
 from targets.errors import DataError
 

@@ -25,7 +25,7 @@ from pipeline.how import How
 from pipeline.learning import distributed
 from pipeline.learning.distributed import Share, taking
 from pipeline.learning.fake_quantize import insert_fake_quantizers
-from pipeline.learning.losses import dist
+from pipeline.learning.losses import dist, kd_loss
 from pipeline.learning.losses.features import FeatureLoss
 from pipeline.learning.whole_batch import whole_batch
 from pipeline.processes import learn
@@ -104,6 +104,28 @@ def test_processes_together_have_the_gradient_of_a_loss_that_couples_the_samples
     loss, expected = gradient(Share(total))
     assert [part for part, _ in parts] == pytest.approx([loss] * num, rel=1e-12)
     torch.testing.assert_close(sum(part for _, part in parts), expected, rtol=1e-9, atol=1e-12)
+
+
+@settings(max_examples=15, deadline=None)
+@given(labels=st.lists(st.integers(-1, 3), min_size=1, max_size=9), num=st.integers(1, 4), seed=st.integers(0, 99))
+def test_processes_together_have_the_gradient_where_some_samples_have_no_label(
+    labels: list[int], num: int, seed: int
+) -> None:
+    total, labels_N = len(labels), torch.tensor(labels)
+    x_NI, weight_KI, teacher_NK = random(total, 5, seed=seed), random(4, 5, seed=seed + 1), random(total, 4, seed=seed)
+
+    def gradient(share: Share) -> Tensor:
+        leaf_KI = weight_KI.clone().requires_grad_()
+        student_NK = share.gather(x_NI[share.rows] @ leaf_KI.T)
+        told_NK, told_N = share.gather(teacher_NK[share.rows]), share.gather(labels_N[share.rows])
+        assert torch.equal(told_N, labels_N)
+        kd_loss(student_NK, told_NK, told_N, temperature=2.0, weight=0.5, label_smoothing=0.1).backward()
+        assert leaf_KI.grad is not None
+        return leaf_KI.grad
+
+    parts = in_each(num, lambda index: gradient(Share(total, index, num)))
+
+    torch.testing.assert_close(sum(parts), gradient(Share(total)), rtol=1e-9, atol=1e-12)
 
 
 @given(total=st.integers(0, 50), num=st.integers(1, 9))

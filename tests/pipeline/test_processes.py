@@ -46,6 +46,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     return PreparedData(directory, "")
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    """A third of the labels."""
+    directory = tmp_path_factory.mktemp("few")
+    prepare_data(DataConfig(source="digits", test=0.5, calibration=32, labelled_share=0.33), SEED, directory)
+    return PreparedData(directory, "")
+
+
 HOW: dict[str, Any] = {"seed": SEED, "progress": Quiet()}
 TEACHING = TrainConfig(epochs=2, batch_size=47, lr=0.2, precision="fp32")
 DISTILLING = DistillConfig(
@@ -60,6 +68,17 @@ DISTILLING = DistillConfig(
     # In random order: rounding cannot move a sample across the cut between what is shown and what is not.
     curriculum={"difficulty": "el2n", "rescore_every": 1, "order": "random", "start_fraction": 0.6},
     train={"epochs": 3, "batch_size": 47, "lr": 0.1, "precision": "fp32", "ema_decay": 0.5, "grad_clip": 1.0},
+)
+
+
+# The same, of what needs no label.
+DISTILLING_FEW = DistillConfig.model_validate(
+    {
+        **DISTILLING.model_dump(),
+        "weight_curriculum": {"per_sample": "confidence"},
+        "curriculum": {"difficulty": "kl", "rescore_every": 1, "order": "random", "start_fraction": 0.6},
+        "teacher_wrong": "drop",
+    }
 )
 
 
@@ -99,22 +118,25 @@ def distilled(directory: Path, checkpoint_dir: Path, *, broken_by: Callable[[], 
     """Everything that couples the samples of a batch, a temperature and a projector that learn, and a last batch of odd size."""
     data = Data.load(PreparedData(directory, ""))
     teacher = net(8, seed=1)
-    train(teacher, data, on_labels, TEACHING, checkpoint_dir=checkpoint_dir / "teacher", label="teacher", **HOW)
+    train(
+        teacher, data.labelled(), on_labels, TEACHING, checkpoint_dir=checkpoint_dir / "teacher", label="teacher", **HOW
+    )
     student = net(4, seed=0)
     features = FeatureLoss(
         student, teacher, student_layer="3", teacher_layer="3", example_NCHW=torch.zeros(2, 1, *data.image_size)
     )
-    assert DISTILLING.curriculum is not None
-    assert DISTILLING.train is not None
-    samples = SampleCurriculum(DISTILLING.curriculum, data, teacher, seed=SEED)
-    objective = Breaking(DISTILLING, DISTILLING.train, samples=samples, features=[features])
+    config = DISTILLING if data.num_labelled == data.num_train else DISTILLING_FEW
+    assert config.curriculum is not None
+    assert config.train is not None
+    samples = SampleCurriculum(config.curriculum, data, teacher, seed=SEED)
+    objective = Breaking(config, config.train, samples=samples, features=[features])
     objective.broken_by = broken_by
     student_dir = checkpoint_dir / "student"
     return train(
         student,
         data,
         objective,
-        DISTILLING.train,
+        config.train,
         teacher=teacher,
         checkpoint_dir=student_dir,
         label="student",
@@ -137,7 +159,8 @@ def killed():
 broken_by = {broken}.get(int(os.environ["RANK"]))
 trained = program.distilled(Path({data!r}), Path({checkpoint!r}), broken_by=broken_by)
 if os.environ["RANK"] == "0":
-    torch.save([trained.last, trained.best, [e.loss for e in trained.epochs], [e.validation_top1 for e in trained.epochs]], {out!r})
+    tops = [[e.train_top1, e.validation_top1] for e in trained.epochs]
+    torch.save([trained.last, trained.best, [e.loss for e in trained.epochs], tops], {out!r})
 """
 
 
@@ -188,7 +211,7 @@ def start(num: int, code: str, **env: str) -> list[tuple[int, str, str]]:
     return [(process.returncode, *streams) for process, streams in zip(started, said, strict=True)]
 
 
-def result(tmp_path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float], list[float]]:
+def result(tmp_path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float], list[list[float]]]:
     last, best, losses, tops = torch.load(tmp_path / "result.pt", weights_only=True)
     return last, best, losses, tops
 
@@ -200,7 +223,7 @@ def assert_same_but_for_rounding(found: Any, alone: Trained) -> None:
         for name, expected in theirs.items():
             torch.testing.assert_close(ours[name], expected, rtol=BOUND, atol=BOUND, msg=name)
     assert losses == pytest.approx([epoch.loss for epoch in alone.epochs], rel=BOUND)
-    assert tops == [epoch.validation_top1 for epoch in alone.epochs]
+    assert tops == [[epoch.train_top1, epoch.validation_top1] for epoch in alone.epochs]
 
 
 @pytest.mark.parametrize("num", [2, 3])
@@ -211,6 +234,13 @@ def test_a_training_in_several_processes_ends_with_the_weights_of_one(
 
     assert ended == [(0, "")] * num
     assert_same_but_for_rounding(result(tmp_path), distilled(prepared.dir, tmp_path / "one"))
+
+
+def test_so_does_one_on_samples_of_which_most_have_no_label(few: PreparedData, tmp_path: Path) -> None:
+    ended = in_processes(2, few.dir, tmp_path / "several", tmp_path)
+
+    assert ended == [(0, "")] * 2
+    assert_same_but_for_rounding(result(tmp_path), distilled(few.dir, tmp_path / "one"))
 
 
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])

@@ -31,7 +31,7 @@ def kd_loss(
 ) -> Tensor:
     """Hinton et al., 2015: weight * T^2 * KL(teacher || student) + (1 - weight) * cross-entropy.
 
-    Takes raw logits (N, K) and class ids (N,); returns a scalar in nats, mean over N.
+    Takes raw logits (N, K) and class ids (N,), UNLABELLED where cross-entropy is off; returns a scalar in nats, mean over N.
     """
     soft = kd(student_NK, teacher_NK, temperature=temperature).mean()
     hard = cross_entropy(student_NK, labels_N, label_smoothing=label_smoothing)

@@ -2,13 +2,15 @@
 
 from pipeline.learning.models.build import build_model
 from pipeline.learning.models.folding import fold_batchnorm
-from pipeline.learning.models.inference import Normalized, accuracy, predict
+from pipeline.learning.models.inference import Normalized, Renormalized, accuracy, as_named, predict
 from pipeline.learning.models.size import count_macs, count_parameters
 from pipeline.learning.models.weights import load_weights, save_weights
 
 __all__ = [
     "Normalized",
+    "Renormalized",
     "accuracy",
+    "as_named",
     "build_model",
     "count_macs",
     "count_parameters",

@@ -49,6 +49,43 @@ class Normalized(nn.Module):
         return logits_NK
 
 
+class Renormalized(nn.Module):
+    """`net`, trained on (p - mean) / std of pixels p, where what comes in is (p / 255 - given_mean) / given_std.
+
+    mean and std are of pixels 0..255, given_mean and given_std fractions of 255, one a channel: the inputs are brought to what the net
+    knows by one multiplication and one addition a channel.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        given_mean: Sequence[float],
+        given_std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.net = net
+        known_mean, known_std, from_mean, from_std = (
+            torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (mean, std, given_mean, given_std)
+        )
+        self.register_buffer("scale", (255 * from_std / known_std).float())
+        self.register_buffer("shift", ((255 * from_mean - known_mean) / known_std).float())
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        logits_NK: Tensor = self.net(x_NCHW * self.scale + self.shift)
+        return logits_NK
+
+
+def as_named(model: nn.Module) -> nn.Module:
+    """The network whose layers bear the names that its author gave them."""
+    return model.net if isinstance(model, Renormalized) else model
+
+
 def predict(model: nn.Module, batches: Iterable[LabelledBatch]) -> Tensor:
     """Logits (N, K) float32 over all batches, evaluated without gradients; the model's modes are restored."""
     with evaluating(model), torch.no_grad():

@@ -74,10 +74,24 @@ def check_fit(given: Mapping[str, Any], wanted: Mapping[str, Tensor], origin: st
     if misshaped := [misfit for misfit in misfits if misfit is not None]:
         faults.append(f"misshapen {_listed(misshaped)}")
     if faults:
-        raise ModelError(
-            f"{origin} does not fit the model: {'; '.join(faults)}.\n"
-            "Name the model, args and classes that it was trained with."
-        )
+        heads = _heads(given, wanted) if not missing and not unexpected else None
+        advice = "Name the model, args and classes that it was trained with."
+        if heads is not None:
+            advice = f"It answers {heads[0]} classes, not {heads[1]}: give weights that answer the data's classes, in their order."
+        raise ModelError(f"{origin} does not fit the model: {'; '.join(faults)}.\n{advice}")
+
+
+def _heads(given: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """How many classes are answered and how many are asked, where nothing but the size of the last layer differs."""
+    shapes = [
+        (given[name].shape, value.shape)
+        for name, value in wanted.items()
+        if _misfit(name, given[name], value) is not None
+    ]
+    if not all(len(found) == len(asked) > 0 and found[1:] == asked[1:] for found, asked in shapes):
+        return None
+    sizes = {(found[0], asked[0]) for found, asked in shapes}
+    return next(iter(sizes)) if len(sizes) == 1 else None
 
 
 def _misfit(name: str, given: Any, wanted: Tensor) -> str | None:

@@ -1,6 +1,6 @@
 """Where images and labels come from: one reader a kind of source, all of them ending in the same checked `Source`.
 
-Reads what `data.source` of the recipe names; writes only what torchvision downloads. Imports numpy and the standard
+Reads what `data.source` and `data.unlabelled` of the recipe name; writes only what torchvision downloads. Imports numpy and the standard
 library: torch, torchvision and a person's own module are imported by the reader that needs them, so that a digest is quick.
 """
 
@@ -8,13 +8,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.learning.sources import embedded, factory, folder, npz, vision
+from pipeline.learning.sources import embedded, factory, folder, npz, unlabelled, vision
 from pipeline.learning.sources.digest import data_digest
 from pipeline.learning.sources.parts import Arrays, Files, Part, Source, check_source
 from pipeline.recipe import DataConfig
 from targets.errors import DataError
 
-__all__ = ["Arrays", "Files", "Part", "Source", "data_digest", "locate", "read_source"]
+__all__ = [
+    "Arrays",
+    "Files",
+    "Part",
+    "Source",
+    "data_digest",
+    "locate",
+    "locate_unlabelled",
+    "read_source",
+    "read_unlabelled",
+]
 
 KINDS = "mnist_5k, digits, torchvision:NAME, npz:PATH, image_folder:PATH or python:package.module:factory"
 
@@ -54,6 +64,32 @@ def read_source(config: DataConfig, *, allow_code: bool = False) -> Source:
             raise _unknown(config)
     check_source(source, config.source)
     return source
+
+
+def locate_unlabelled(config: DataConfig, name: str, *, offline: bool) -> tuple[Path, ...]:
+    """As `locate`, for one source of `data.unlabelled`."""
+    kind, _, rest = name.partition(":")
+    if kind not in ("torchvision", "npz", "image_folder", "python", *embedded.SETS) or bool(rest) is (
+        kind in embedded.SETS
+    ):
+        raise DataError(f"data.unlabelled: {name!r} is no source that is known. Give {KINDS}.")
+    if kind == "image_folder" and rest:
+        return unlabelled.locate_folder(Path(rest))
+    return locate(config.model_copy(update={"source": name}), offline=offline)
+
+
+def read_unlabelled(config: DataConfig, name: str, *, allow_code: bool = False) -> Part:
+    """The images of one source of `data.unlabelled`, each labelled UNLABELLED, whatever labels the source has."""
+    kind, _, rest = name.partition(":")
+    match kind:
+        case "image_folder" if rest:
+            return unlabelled.read_folder(Path(rest))
+        case "npz" if rest:
+            return unlabelled.read_npz(Path(rest))
+        case "python" if rest:
+            return unlabelled.read_factory(rest, allow_code=allow_code)
+    source = read_source(config.model_copy(update={"source": name}), allow_code=allow_code)
+    return unlabelled.without_labels(source.train)
 
 
 def _unknown(config: DataConfig) -> DataError:

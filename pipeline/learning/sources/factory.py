@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.learning.own_code import called, own_factory
-from pipeline.learning.sources.npz import source_from_arrays
-from pipeline.learning.sources.parts import Source
+from pipeline.learning.sources.npz import source_from_arrays, training_images
+from pipeline.learning.sources.parts import Pixels, Source
 from targets.errors import DataError
 
 
@@ -34,12 +34,22 @@ def locate(target: str) -> Path:
 
 
 def read(target: str, *, allow_code: bool) -> Source:
-    made = called(own_factory(f"python:{target}", "data.source", allow_code=allow_code), "data.source")
+    return source_from_arrays(_arrays(target, allow_code=allow_code, key="data.source"), f"python:{target}")
+
+
+def read_images(target: str, *, allow_code: bool) -> Pixels:
+    """The training images (N, C, H, W); labels are not needed, and not looked at."""
+    return training_images(_arrays(target, allow_code=allow_code, key="data.unlabelled"), f"python:{target}")
+
+
+def _arrays(target: str, *, allow_code: bool, key: str) -> Mapping[str, Any]:
+    """What the factory returns, under Keras' keys; `key` of the recipe names it in messages."""
+    made = called(own_factory(f"python:{target}", key, allow_code=allow_code), key)
     where = f"python:{target}"
     if isinstance(made, Mapping):
-        return source_from_arrays(made, where)
+        return made
     if isinstance(made, tuple) and len(made) == 2:
-        return source_from_arrays({**_stack(made[0], "train", where), **_stack(made[1], "test", where)}, where)
+        return {**_stack(made[0], "train", where), **_stack(made[1], "test", where)}
     raise DataError(
         f"{where} returned a {type(made).__name__}. Return a dict of x_train, y_train, x_test, y_test, "
         "or (train_dataset, test_dataset)."

@@ -67,13 +67,14 @@ def _read_part(directory: Path, classes: tuple[str, ...]) -> Files:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        found = _image_paths(directory / name)
+        found = image_paths(directory / name)
         paths += found
         labels += [label] * len(found)
     return Files(tuple(paths), np.array(labels, dtype=np.int64))
 
 
-def _image_paths(directory: Path) -> list[str]:
+def image_paths(directory: Path) -> list[str]:
+    """All images below `directory`, sorted. Raises DataError where there is none."""
     found = sorted(
         os.path.join(folder, name)  # noqa: PTH118  (a Path for each of a million images costs seconds)
         for folder, _, names in os.walk(directory, followlinks=True)

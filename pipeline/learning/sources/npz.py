@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pipeline.learning.sources.parts import Arrays, Source, as_images, as_labels, numbered_classes
+from pipeline.learning.sources.parts import Arrays, Pixels, Source, as_images, as_labels, numbered_classes
 from targets.errors import DataError
 
 LONGEST_END = 22 + 65535  # bytes of a zip's last record, its comment included
@@ -34,7 +34,7 @@ def locate(path: Path) -> Path:
 
 
 def read(path: Path) -> Source:
-    return source_from_arrays(_load(locate(path)), str(path))
+    return source_from_arrays(load(locate(path)), str(path))
 
 
 def source_from_arrays(arrays: Mapping[str, Any], where: str) -> Source:
@@ -51,6 +51,16 @@ def source_from_arrays(arrays: Mapping[str, Any], where: str) -> Source:
     )
 
 
+def training_images(arrays: Mapping[str, Any], where: str) -> Pixels:
+    """The training images (N, C, H, W), whether or not they have labels."""
+    for images_key, _ in KEYS["train"]:
+        if arrays.get(images_key) is not None:
+            return as_images(arrays[images_key], f"{where}, {images_key}")
+    raise DataError(
+        f"{where}: holds {', '.join(sorted(arrays)) or 'nothing'}. Needed of unlabelled images: x_train or train_images."
+    )
+
+
 def _part(arrays: Mapping[str, Any], keys: tuple[tuple[str, str], ...], where: str) -> Arrays | None:
     for images_key, labels_key in keys:
         if images_key in arrays and labels_key in arrays:
@@ -61,7 +71,8 @@ def _part(arrays: Mapping[str, Any], keys: tuple[tuple[str, str], ...], where: s
     return None
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
+    """The arrays under known keys (None under others). Raises DataError where the file is no whole NPZ."""
     known = {key for pairs in KEYS.values() for pair in pairs for key in pair}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:

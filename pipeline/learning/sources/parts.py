@@ -53,6 +53,23 @@ class Source:
         return {name: part for name, part in named.items() if part is not None}
 
 
+def take(part: Part, indices: Labels) -> Part:
+    """The samples at `indices`, in their order."""
+    if isinstance(part, Arrays):
+        return Arrays(part.x_NCHW[indices], part.labels_N[indices])
+    return Files(tuple(part.paths[index] for index in indices), part.labels_N[indices])
+
+
+def join(first: Part, second: Part) -> Part:
+    """The samples of both; raises DataError where one is arrays and the other files."""
+    labels_N = np.concatenate([first.labels_N, second.labels_N])
+    if isinstance(first, Arrays) and isinstance(second, Arrays):
+        return Arrays(np.concatenate([first.x_NCHW, second.x_NCHW]), labels_N)
+    if isinstance(first, Files) and isinstance(second, Files):
+        return Files(first.paths + second.paths, labels_N)
+    raise DataError("The training and the validation part are of two kinds, arrays and files. Give both as one kind.")
+
+
 def as_images(raw: Any, where: str) -> Pixels:
     """(N, H, W), (N, H, W, C) or (N, C, H, W) uint8 as contiguous (N, C, H, W); C is 1 or 3."""
     images = np.asarray(raw)
@@ -82,7 +99,9 @@ def as_labels(raw: Any, num_samples: int, where: str) -> Labels:
     if len(labels) != num_samples:
         raise DataError(f"{where}: {num_samples} images but {len(labels)} labels. Give each image one label.")
     if len(labels) and labels.min() < 0:
-        raise DataError(f"{where}: label {labels.min()} is below 0. Number the classes from 0.")
+        raise DataError(
+            f"{where}: label {labels.min()} is below 0. Number the classes from 0; images without a label go to data.unlabelled."
+        )
     if len(labels) and labels.max() > np.iinfo(np.int64).max:
         raise DataError(f"{where}: label {labels.max()} is no class id. Number the classes from 0 without gaps.")
     return labels.astype(np.int64)
