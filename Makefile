@@ -56,8 +56,12 @@ test-images: .venv/installed
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
+# All locks at once, so that an image has the versions that are tested. OpenVINO's telemetry reports what is used: no image has it.
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet
 lock: .venv/installed
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet -o requirements.lock
+	$(COMPILE) pyproject.toml --extra dev -o requirements.lock
+	$(COMPILE) docker/device.in -c requirements.lock --no-emit-package openvino-telemetry -o docker/device.lock
+	$(COMPILE) docker/build.in -c requirements.lock -o docker/build.lock
 
 clean:
 	rm -rf .venv runs build dist

@@ -2,17 +2,18 @@
 
 Reads this installation's source files, writes one .pyz. The bytes depend on the sources alone: sorted names, one date,
 nothing compressed (what a deflate writes differs between zlib builds).
+
+`python3 -m benchmarks.pack OUT` writes it with a Python that has nothing installed: where an image is built there is no numpy.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import zipfile
 from pathlib import Path
 
-import benchmarks
-import targets
-
+ROOT = Path(__file__).parents[1]  # where both packages lie; importing `targets` would need numpy
 PROGRAM = "edgestill-device.pyz"
 FIRST_RUN = f"python3 {PROGRAM} first-run kit --out result.json"  # what a person types beside a kit
 HOST_ONLY = "targets/lint/"  # needs onnx, and the host has linted before anything is sent
@@ -56,11 +57,9 @@ def pack_device_program(out_path: Path) -> Path:
 
 def _sources() -> dict[str, bytes]:
     """Name in the zip -> content."""
-    targets_dir, benchmarks_dir = Path(targets.__file__).parent, Path(benchmarks.__file__).parent
-    files = {f"targets/{path.relative_to(targets_dir).as_posix()}": path for path in targets_dir.rglob("*.py")}
-    files |= {f"benchmarks/device/{path.name}": path for path in (benchmarks_dir / "device").glob("*.py")}
-    files["benchmarks/__init__.py"] = benchmarks_dir / "__init__.py"
-    packed = {name: path.read_bytes() for name, path in files.items() if not name.startswith(HOST_ONLY)}
+    device, targets = (ROOT / "benchmarks" / "device").glob("*.py"), (ROOT / "targets").rglob("*.py")
+    names = [path.relative_to(ROOT).as_posix() for path in (ROOT / "benchmarks" / "__init__.py", *device, *targets)]
+    packed = {name: (ROOT / name).read_bytes() for name in names if not name.startswith(HOST_ONLY)}
     return {"__main__.py": MAIN.encode(), **packed}
 
 
@@ -69,3 +68,7 @@ def _entry(name: str) -> zipfile.ZipInfo:
     entry.create_system = 3  # Unix, wherever it is packed
     entry.external_attr = 0o644 << 16
     return entry
+
+
+if __name__ == "__main__":
+    pack_device_program(Path(sys.argv[1]))

@@ -27,8 +27,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca,ta
     && cd "${packages}/openvino/libs" && rm -f libopenvino_intel_gpu_plugin.so libopenvino_intel_npu_plugin.so cache.json
 COPY benchmarks /src/benchmarks
 COPY targets /src/targets
-COPY docker/pack.py /src/docker/
-RUN python3 /src/docker/pack.py /opt/edgestill/edgestill-device.pyz && mkdir -p /skeleton/edgestill
+RUN cd /src && python3 -m benchmarks.pack /opt/edgestill/edgestill-device.pyz && mkdir -p /skeleton/edgestill
 
 FROM ${BASE}
 ARG REVISION=unknown

@@ -12,8 +12,7 @@ ARG BUILD_BASE=python:3.11.13-slim-bookworm@sha256:86adf8dbadc3d6e82ee5dd2c74bec
 FROM --platform=${BUILDPLATFORM} ${BUILD_BASE} AS build
 COPY benchmarks /src/benchmarks
 COPY targets /src/targets
-COPY docker/pack.py /src/docker/
-RUN python3 /src/docker/pack.py /opt/edgestill/edgestill-device.pyz && mkdir -p /skeleton/edgestill
+RUN cd /src && python3 -m benchmarks.pack /opt/edgestill/edgestill-device.pyz && mkdir -p /skeleton/edgestill
 
 FROM ${BASE}
 ARG REVISION=unknown

@@ -113,6 +113,16 @@ def test_a_lock_holds_hashes_and_the_versions_that_are_tested(path: Path) -> Non
     assert here.keys() - tested.keys() <= {"uv"}
 
 
+def test_one_command_makes_every_lock_anew() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    commands = makefile.partition("\nlock:")[2].partition("\n\n")[0].splitlines()[1:]
+
+    made = {command.rpartition(" -o ")[2]: command.split()[1] for command in commands}
+    assert made.pop("requirements.lock") == "pyproject.toml"
+    assert made == {f"docker/{path.name}": f"docker/{path.stem}.in" for path in LOCKS}
+    assert all("-c requirements.lock" in command for command in commands[1:])
+
+
 def test_uv_is_the_one_that_makes_the_environment() -> None:
     (version,) = re.findall(r"'uv==([\d.]+)'", (ROOT / "Makefile").read_text(encoding="utf-8"))
 
@@ -166,15 +176,9 @@ def test_what_is_copied_enters_it(path: Path) -> None:
 
 
 def test_the_program_is_packed_without_numpy_as_it_is_everywhere_else(tmp_path: Path) -> None:
-    isolated = [
-        sys.executable,
-        "-I",
-        "-S",
-        str(ROOT / "docker" / "pack.py"),
-        str(tmp_path / "image.pyz"),
-    ]  # -S: no site-packages
+    bare = [sys.executable, "-S", "-m", "benchmarks.pack", str(tmp_path / "image.pyz")]  # -S: no site-packages
 
-    subprocess.run(isolated, check=True, cwd=tmp_path)
+    subprocess.run(bare, check=True, cwd=ROOT)
 
     assert (tmp_path / "image.pyz").read_bytes() == pack_device_program(tmp_path / "here.pyz").read_bytes()
 
