@@ -76,16 +76,16 @@ class PlainProgress:
         task = _PlainTask(label, total)
         with self._lock:
             self._tasks.append(task)
-            is_first = len(self._tasks) == 1
-        if is_first:
-            self._wake = threading.Event()
-            threading.Thread(target=self._beat, args=(self._wake,), daemon=True).start()
+            if len(self._tasks) == 1:
+                self._wake = threading.Event()
+                threading.Thread(target=self._beat, args=(self._wake,), daemon=True).start()
         try:
             yield task
         finally:
-            self._tasks.remove(task)
-            if not self._tasks:
-                self._wake.set()
+            with self._lock:  # else another thread's first task, begun just now, would be left without a heartbeat
+                self._tasks.remove(task)
+                if not self._tasks:
+                    self._wake.set()
 
     def _beat(self, ended: threading.Event) -> None:
         begun_s = time.monotonic()

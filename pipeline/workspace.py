@@ -296,13 +296,15 @@ def _disk_full_by_name(out_dir: Path) -> Iterator[None]:
     """Turn what libraries raise on a full disk into an OSError that says so.
 
     torch raises RuntimeError ("unexpected pos"), safetensors an error of its own, numpy an OSError without a number, and a
-    process on the device ends as it likes.
+    process on the device ends as it likes. What a device says of no space may be said of its own disk, so for it only our free
+    space counts.
     """
     try:
         yield
     except Exception as error:
-        of_ours = isinstance(error, EdgestillError) and not isinstance(error, DeviceError)
-        said_so = os.strerror(errno.ENOSPC) in str(error)
+        of_device = isinstance(error, DeviceError)
+        of_ours = isinstance(error, EdgestillError) and not of_device
+        said_so = os.strerror(errno.ENOSPC) in str(error) and not of_device
         if not of_ours and (said_so or shutil.disk_usage(out_dir).free < LEAST_FREE):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out_dir)) from error
         raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from targets.errors import EdgestillError, RecipeError
+from targets.errors import DeviceError, EdgestillError, RecipeError, first_line
 
 PR_SET_PDEATHSIG = 1
 
@@ -36,9 +37,19 @@ def main(argv: Sequence[str]) -> int:
     except EdgestillError as error:
         document, exit_code = {"error": str(error), "exit_code": error.exit_code}, error.exit_code
     except Exception as error:
-        document, exit_code = {"error": f"{type(error).__name__}: {error}", "exit_code": 1}, 1
+        said, exit_code = f"{type(error).__name__}: {error}", 1
+        if _disk_is_full(error):
+            said = f"no space is left on the device's disk ({first_line(error)}). Make room there, then run the same again."
+            exit_code = DeviceError.exit_code
+        document = {"error": said, "exit_code": exit_code}
     print(json.dumps(document), flush=True)
     return exit_code
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """As the system says it, a runtime from C++, or numpy, whose OSError of a write that fell short has no number."""
+    fell_short = isinstance(error, OSError) and str(error).endswith(" written")
+    return fell_short or any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 def run() -> int:

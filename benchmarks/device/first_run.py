@@ -154,7 +154,7 @@ def _raise_failed(name: str, checks: Sequence[Check], out_path: Path) -> None:
     if code := exit_code_of(checks):
         failed = next(check for check in checks if check.passed is False and check.exit_code == code)
         raise ERRORS[code](
-            f"{name}: {failed.check}: {failed.detail}. {out_path} was written all the same: send it back."
+            f"{name}: {failed.check}: {failed.detail.rstrip('.')}. {out_path} was written all the same: send it back."
         )
 
 

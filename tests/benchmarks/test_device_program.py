@@ -1,6 +1,7 @@
 """The packed program as a device runs it: a process of its own, JSON out, no traceback."""
 
 import ast
+import errno
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.device import __main__ as program_main
 from benchmarks.device import measure, sampler
 from benchmarks.device.__main__ import main
 from benchmarks.device.record import HARNESS_VERSION
@@ -161,6 +163,43 @@ def test_a_fault_of_our_own_is_one_line_with_exit_1(
 
     assert exit_code == 1
     assert answer["error"].startswith("FileNotFoundError")
+
+
+def test_a_full_disk_there_is_named_with_exit_6(
+    compiled: CompiledModel, evaluation_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logits.npy").symlink_to("/dev/full")  # refuses every write with ENOSPC
+    paths = ["--compiled", str(compiled.directory), "--evaluation", str(evaluation_dir), "--out", str(tmp_path)]
+
+    exit_code, answer = _answer(["evaluate", *paths], capsys)
+
+    assert exit_code == answer["exit_code"] == DeviceError.exit_code
+    assert answer["error"].startswith("no space is left on the device's disk")
+    assert answer["error"].endswith("Make room there, then run the same again.")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("300000 requested and 76768 written"),  # numpy: no number
+        OSError(errno.EDQUOT, "Disk quota exceeded", "/there/x.npy"),
+        RuntimeError("model.cc:12 write failed: No space left on device"),  # a runtime, from C++
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_full_disk_is_told_from_a_fault_whoever_finds_it_full(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(arguments: object) -> dict[str, Any]:
+        raise error
+
+    monkeypatch.setattr(program_main, "_environment", full)
+
+    exit_code, answer = _answer(["environment"], capsys)
+
+    assert exit_code == DeviceError.exit_code
+    assert "no space is left" in answer["error"]
+    assert str(error) in answer["error"]
 
 
 def test_a_launch_that_is_slowed_on_purpose_waits_in_every_call_and_says_so(

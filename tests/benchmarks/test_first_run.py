@@ -177,6 +177,7 @@ def check(result: dict[str, Any], name: str) -> dict[str, Any]:
     return next(one for one in result["checks"] if one["check"] == name)
 
 
+@pytest.mark.system
 def test_the_packed_program_tries_a_kit_with_one_command(make_kit: MakeKit, tmp_path: Path) -> None:
     program, out = pack_device_program(tmp_path / "edgestill-device.pyz"), tmp_path / "result.json"
     kit = make_kit(expected={"metric": "agreement", "value": 1.0, "n": 7, "tolerance": 0.3}, min_int8_share=0.5)
@@ -316,6 +317,14 @@ def test_what_int8_cannot_build_is_reported_and_the_float_is_still_measured(make
     ]
     assert int8["latency"] is None
     assert float_["latency"]["p25_us"] == 250.0
+
+
+def test_the_devices_own_sentence_ends_once(make_kit: MakeKit, tmp_path: Path) -> None:
+    board = Board()
+    board.wrong = {("compile", "int8"): TargetError("it is a float graph. Take that.")}
+
+    with pytest.raises(TargetError, match=r"Take that\. \S*result\.json was written all the same"):
+        first_run(make_kit(), tmp_path / "result.json", ask=board, say=lambda line: None)
 
 
 def test_a_placement_that_cannot_be_told_keeps_the_runtimes_own_words(make_kit: MakeKit, tmp_path: Path) -> None:

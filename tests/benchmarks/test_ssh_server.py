@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks.devices import Local, run_program
 from benchmarks.doctor import check_devices
@@ -416,6 +417,45 @@ def test_a_transfer_through_a_cut_cable_arrives_whole(board: Board, cable: Cable
     assert len(lines) == 1
     assert "broke off" in lines[0]
     assert all((tmp_path / "back" / path.name).read_bytes() == path.read_bytes() for path in data.iterdir())
+
+
+def test_a_board_that_is_lost_while_it_works_costs_its_own_target_and_the_other_board_ends_its_own(
+    board: Board, finished: Any, edgestill: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = Server(tmp_path / "far")
+    cable = Cable(far.port)
+    (far.folder / "authorized_keys").write_text((board.home / ".ssh" / "id_ed25519.pub").read_text())
+    known = far.known_hosts_line().replace(f":{far.port}", f":{cable.port}")
+    board.know(board.server.known_hosts_line() + known)
+    monkeypatch.chdir(board.home)
+    boards = {"orin": board.server.port, "pi": cable.port}
+    lines = [
+        f"{name}: {{address: 'ssh://root@127.0.0.1:{port}', python: {sys.executable}}}\n"
+        for name, port in boards.items()
+    ]
+    (board.home / "devices.yaml").write_text("".join(lines))
+    targets = [{"name": "onnxruntime-cpu", "device": name} for name in boards]
+    recipe = yaml.safe_load(finished.recipe.read_text())
+    finished.recipe.write_text(yaml.safe_dump({**recipe, "targets": targets}))
+
+    def cut_when_it_works() -> None:
+        wait_until((far.folder / "board" / "edgestill.lock").exists)
+        cable.close()
+
+    threading.Thread(target=cut_when_it_works, daemon=True).start()
+    try:
+        ended = edgestill("run", finished.recipe, "--runs", finished.runs, "--json")
+
+        result = json.loads(ended.out)
+        assert (ended.code, list(result["failed"])) == (6, ["onnxruntime-cpu-2"])
+        assert "pi: the connection broke off" in result["failed"]["onnxruntime-cpu-2"]
+        assert list(result["bundles"]) == ["onnxruntime-cpu"]
+        assert (finished.dir / "report" / "index.html").is_file()
+        assert "pi: the connection broke off" in ended.err
+        wait_until(lambda: not any((far.folder / "board" / "cache" / "edgestill" / "sessions").iterdir()))
+    finally:
+        cable.close()
+        far.close()
 
 
 # Writes its process id, whole, and goes on for ten minutes.

@@ -149,3 +149,31 @@ def test_python_callers_hear_nothing(capsys: pytest.CaptureFixture[str]) -> None
         Quiet().say("line")
 
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_last_task_of_one_thread_does_not_end_the_heartbeat_of_the_next_threads_first() -> None:
+    """The other thread begins just where this one has seen that nothing runs any more."""
+    progress = PlainProgress(io.StringIO())
+    begun, ended = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with progress.task("other"):
+            begun.set()
+            ended.wait()
+
+    class Tasks(list[Any]):
+        def __len__(self) -> int:
+            seen = super().__len__()
+            if seen == 0 and not thread.is_alive():
+                thread.start()
+                begun.wait(0.2)  # in vain where the other has to wait for its turn
+            return seen
+
+    thread = threading.Thread(target=other)
+    with progress.task("one"):
+        progress._tasks = Tasks(progress._tasks)
+
+    assert begun.wait(30.0)
+    assert not progress._wake.is_set()
+    ended.set()
+    thread.join()

@@ -126,6 +126,7 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on(
         (OSError("300000 requested and 76768 written"), 0, True),  # numpy: no number
         (ValueError("I/O error: No space left on device (os error 28)"), 2**40, True),  # safetensors cleans up first
         (DeviceError("local: RuntimeError: basic_ios::clear: iostream error"), 0, True),
+        (DeviceError("orin: no space is left there (No space left on device: /there/x)."), 2**40, False),  # its disk
         (RuntimeError("something else"), 2**40, False),
         (TrainingError("the loss is nan"), 0, False),
     ],
