@@ -4,10 +4,11 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read by torch and by every process that a test starts; imports nothing
 
+import gc
 import io
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,12 @@ TINY_RECIPE: dict[str, Any] = {
     "targets": [{"name": "onnxruntime-cpu"}],
     "bench": {"preset": "smoke", "launches": 1},
 }
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: a collection that looks at all of it takes half a second, and some tests ask for one."""
+    gc.collect()
+    gc.freeze()
 
 
 class Listening(Quiet):
@@ -92,6 +99,30 @@ def command(*argv: object) -> Ended:
 @pytest.fixture(scope="session")
 def edgestill() -> Callable[..., Ended]:
     return command
+
+
+# What measures is left to processes of its own.
+QUIET_COMMANDS = ("probe", "environment", "compile", "placement", "evaluate", "answer")
+
+
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device program answers in this process: to start Python and a runtime for each command takes most of a second."""
+    from benchmarks.device.__main__ import main as device_program
+    from benchmarks.devices import Completed, Local
+
+    start = Local.run
+
+    def run(device: Local, argv: Sequence[str], **options: Any) -> Completed:
+        _, isolated, program, command, *_ = [*argv, "", "", ""]
+        if isolated != "-I" or not program.endswith(".pyz") or command not in QUIET_COMMANDS:
+            return start(device, argv, **options)
+        out = io.StringIO()
+        with redirect_stdout(out):
+            code = device_program(argv[3:])
+        return Completed(code, out.getvalue(), "")
+
+    monkeypatch.setattr(Local, "run", run)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -242,6 +242,7 @@ def test_an_unknown_metric_is_refused() -> None:
         compare(record(times(1.0)), record(times(1.0)), metrics=["p99"])
 
 
+@settings(max_examples=30)
 @given(st.lists(st.floats(0.9, 1.1), min_size=8, max_size=8), st.lists(st.floats(0.9, 1.1), min_size=8, max_size=8))
 def test_what_is_faster_one_way_is_slower_the_other_way(a: list[float], b: list[float]) -> None:
     ours, theirs = record(times(1.0, a)), record(times(1.0, b))
@@ -253,6 +254,7 @@ def test_what_is_faster_one_way_is_slower_the_other_way(a: list[float], b: list[
     assert back == mirrored.get(there, there)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.floats(0.9, 1.1), min_size=7, max_size=10), st.floats(1e-3, 1e3))
 def test_the_unit_of_the_latency_changes_no_verdict(noise: list[float], unit: float) -> None:
     a, b = times(1.0, noise), times(1.03, noise[::-1])

@@ -169,9 +169,9 @@ def test_a_record_that_a_later_edgestill_wrote_differs_and_the_rest_is_written(d
 
 
 def test_eight_writers_at_once_lose_nothing_and_write_nothing_twice(db: Path) -> None:
-    found = write_at_once(str(db), writers=8, records=1000, batch=100)
+    found = write_at_once(str(db), writers=8, records=200, batch=20)
 
-    assert (found["sent"], found["rows"], found["failed_writers"]) == (8800, 8000, 0)
+    assert (found["sent"], found["rows"], found["failed_writers"]) == (1760, 1600, 0)
     assert (found["lost"], found["twice"], found["not_whole"]) == (0, 0, 0)
 
 

@@ -325,7 +325,7 @@ def test_page_of_a_path_with_foreign_bytes_is_written(summary: Summary) -> None:
 PATHS = [path for path in leaves(json.loads(FIXTURE.read_text(encoding="utf-8"))) if path != ("schema_version",)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(PATHS), st.booleans()), min_size=1, max_size=60))
 def test_any_part_of_a_summary_may_be_null_or_absent(cuts: list[tuple[tuple[Any, ...], bool]]) -> None:
     summary = json.loads(FIXTURE.read_text(encoding="utf-8"))

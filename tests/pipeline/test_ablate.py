@@ -157,6 +157,7 @@ def test_a_seed_that_replayed_its_own_schedule_would_be_itself(again: Ablated) -
 # --- nothing twice -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.system
 def test_a_second_time_nothing_is_trained_and_no_torch_is_imported(again: Ablated) -> None:
     before = again.trained()
     code = (

@@ -64,6 +64,7 @@ def edgestill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.system
 def test_own_model_data_and_loss_run_beside_packages_of_our_names(repository: Path) -> None:
     refused = edgestill(repository, "run", "own.yaml", "--until", "distill")
     done = edgestill(repository, "run", "own.yaml", "--until", "distill", "--allow-code")

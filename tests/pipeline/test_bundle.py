@@ -24,7 +24,7 @@ from benchmarks.device.json_schema import first_fault
 from benchmarks.device.verify import MANIFEST, SEAL, seal_of, verify_bundle
 from benchmarks.pack import pack_device_program
 from pipeline.bundles import pack_bundle, portable_bundle
-from pipeline.stages.bundle import write_bundle
+from pipeline.stages.bundle import model_card, write_bundle
 from targets import make_target
 from targets.base import CompiledModel, Exported, Preprocessing, TensorSpec, read_json, write_json
 from targets.errors import DataError, EdgestillError, IntegrityError, RecipeError, TargetError
@@ -266,6 +266,20 @@ def test_the_reason_for_shipping_float_stands_in_manifest_and_card(write: Write,
 
     assert read_json(bundle / MANIFEST)["float_reason"] == "INT8 is 4 % slower than FP32 here"
     assert "INT8 is 4 % slower than FP32 here" in (bundle / "MODEL_CARD.md").read_text()
+
+
+def test_the_card_of_a_program_for_phones_says_how_an_app_loads_it(pristine: Path) -> None:
+    manifest = read_json(pristine / MANIFEST)
+    pixels = TensorSpec(name="image", shape=(1, 3, 32, 32), dtype="uint8", layout="NCHW")
+    mobile = {**manifest, "target": "executorch", "toolchain": "executorch 1.5.1", "inputs": [asdict(pixels)]}
+
+    android, ios = model_card(mobile).partition("## In an app")[2].split("iOS, ")
+
+    assert "org.pytorch:executorch-android" in android
+    assert "Tensor.fromBlobUnsigned(values, longArrayOf(1, 3, 32, 32))" in android
+    assert "branch `swiftpm-1.5.1`" in ios
+    assert "Tensor<UInt8>(data: data, shape: [1, 3, 32, 32])" in ios
+    assert "In an app" not in model_card(manifest)
 
 
 def test_real_samples_are_packed_only_when_asked_for(write: Write, tmp_path: Path) -> None:

@@ -312,7 +312,7 @@ values = st.one_of(
 
 
 @given(st.lists(st.tuples(keys, values), min_size=1, max_size=3))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_override_is_taken_or_refused_in_three_lines(
     edgestill: Cli, tiny_recipe: Callable[..., Path], tmp_path: Path, changes: list[tuple[str, str]]
 ) -> None:
@@ -339,7 +339,7 @@ documents = st.recursive(
 @given(
     documents | st.dictionaries(st.sampled_from(["name", "data", "teacher", "distill", "targets", "seed"]), documents)
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_yaml_document_is_a_recipe_or_refused_in_three_lines(
     edgestill: Cli, tmp_path: Path, document: object
 ) -> None:
@@ -354,7 +354,7 @@ def test_any_yaml_document_is_a_recipe_or_refused_in_three_lines(
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_as_a_recipe_are_refused_in_three_lines(edgestill: Cli, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "any.yaml"
     path.write_bytes(content)

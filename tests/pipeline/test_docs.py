@@ -17,6 +17,8 @@ from torch import nn
 
 from pipeline.cli import main
 
+pytestmark = pytest.mark.system  # from a model to bundles, several times
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE_NAME = re.compile(r"# (\S+\.(?:py|yaml))\n")

@@ -153,6 +153,7 @@ def _no_compiler(*_: object, **__: object) -> None:
     raise RuntimeError("no compiler here")
 
 
+@pytest.mark.system
 def test_nncf_sends_no_telemetry() -> None:
     code = (
         "from pipeline.learning.fake_quantize import kernels_in_use; kernels_in_use(); "

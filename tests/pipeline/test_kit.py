@@ -43,6 +43,7 @@ def check_signed(path: Path) -> None:
     assert all(bias.dtype == np.float32 for bias in biases)
 
 
+@pytest.mark.system
 def test_a_recipes_kit_holds_what_a_first_run_needs_and_a_device_runs_it(
     finished: Any, edgestill: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -210,6 +210,7 @@ def test_a_finished_matrix_is_not_measured_again(finished: Matrix) -> None:
     assert [note.kept for note in report.models] == [True, True]
 
 
+@pytest.mark.system
 def test_a_finished_matrix_imports_no_torch(finished: Matrix) -> None:
     recipe = finished.folder / "tiny.yaml"
     recipe.write_text(json.dumps(recipe_of(finished.folder)))

@@ -15,6 +15,8 @@ from pipeline.workspace import Workspace
 from targets.base import CompiledModel, read_json
 from targets.errors import ModelError
 
+pytestmark = pytest.mark.usefixtures("near")
+
 
 def test_the_student_of_a_finished_run_is_found_with_its_graphs_and_its_accuracy(built: Any) -> None:
     student = find_student(built.dir)

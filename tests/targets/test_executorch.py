@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,13 @@ from targets.executorch_inspector import read_program
 needs_executorch = pytest.mark.skipif(
     find_spec("executorch") is None, reason="executorch is not installed: pip install 'edgestill[executorch]'"
 )
+
+
+def needs_exporter(test: Callable[..., None]) -> Any:
+    """A `system` test: importing ExecuTorch's exporter and using it once takes half a minute."""
+    return pytest.mark.system(needs_executorch(test))
+
+
 CONV_MACS, POINT_MACS, HEAD_MACS = 8 * 8 * 8 * 3 * 9, 8 * 8 * 8 * 8, 5 * 16
 RNG = np.random.default_rng(0)
 K3, K1 = RNG.integers(-127, 128, (8, 3, 3, 3)), RNG.integers(-127, 128, (8, 8, 1, 1))
@@ -139,7 +147,7 @@ def on_executorch(compiled: CompiledModel, xs: Any) -> Any:
     return np.concatenate([session.run({"image": x})["logits"].copy() for x in xs])
 
 
-@needs_executorch
+@needs_exporter
 def test_a_float_program_gives_onnx_runtimes_numbers(programs: dict[str, CompiledModel]) -> None:
     xs = images(8)
 
@@ -148,7 +156,7 @@ def test_a_float_program_gives_onnx_runtimes_numbers(programs: dict[str, Compile
     np.testing.assert_allclose(answers, on_onnx_runtime(graph(FLOAT), {"image": xs[:, 0]}), atol=1e-4)
 
 
-@needs_executorch
+@needs_exporter
 def test_an_int8_program_gives_the_numbers_of_its_graph_within_a_few_steps(programs: dict[str, CompiledModel]) -> None:
     xs = images(32)
 
@@ -162,7 +170,7 @@ def test_an_int8_program_gives_the_numbers_of_its_graph_within_a_few_steps(progr
     assert np.abs(answers - floats).mean() > 3 * np.abs(answers - expected).mean()
 
 
-@needs_executorch
+@needs_exporter
 def test_placement_says_what_xnnpack_ran_in_int8_and_that_the_head_stayed_in_float(
     programs: dict[str, CompiledModel],
 ) -> None:
@@ -177,7 +185,7 @@ def test_placement_says_what_xnnpack_ran_in_int8_and_that_the_head_stayed_in_flo
     assert Placement.from_json(placement.to_json()) == placement
 
 
-@needs_executorch
+@needs_exporter
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_float_program_runs_all_products_in_its_precision(
     precision: str, programs: dict[str, CompiledModel], tmp_path: Path
@@ -193,7 +201,7 @@ def test_a_float_program_runs_all_products_in_its_precision(
     ]
 
 
-@needs_executorch
+@needs_exporter
 def test_a_float16_program_takes_and_gives_the_same_types(programs: dict[str, CompiledModel]) -> None:
     if "fp16" not in programs:
         pytest.skip("this CPU has no float16 kernels in XNNPACK")
@@ -206,14 +214,14 @@ def test_a_float16_program_takes_and_gives_the_same_types(programs: dict[str, Co
     assert 0 < np.abs(answers - expected).max() < 0.01 * np.ptp(expected)
 
 
-@needs_executorch
+@needs_exporter
 def test_nothing_but_the_cast_of_the_pixels_runs_outside_of_the_delegate(programs: dict[str, CompiledModel]) -> None:
     program = read_program((programs["int8"].directory / PROGRAM_FILE).read_bytes())
 
     assert [instruction.kernel for instruction in program] == ["_to_dim_order_copy", ""]
 
 
-@needs_executorch
+@needs_exporter
 def test_the_result_is_a_view_that_the_next_run_overwrites(programs: dict[str, CompiledModel]) -> None:
     session = ExecuTorch().load(programs["int8"])
     a, b = images(2)
@@ -227,7 +235,7 @@ def test_the_result_is_a_view_that_the_next_run_overwrites(programs: dict[str, C
     np.testing.assert_array_equal(session.run({"image": a})["logits"], kept)
 
 
-@needs_executorch
+@needs_exporter
 def test_a_result_outlives_its_session(programs: dict[str, CompiledModel]) -> None:
     (x,) = images(1)
     kept = ExecuTorch().load(programs["fp32"]).run({"image": x})["logits"]
@@ -239,7 +247,7 @@ def test_a_result_outlives_its_session(programs: dict[str, CompiledModel]) -> No
     np.testing.assert_allclose(kept, expected, atol=1e-4)
 
 
-@needs_executorch
+@needs_exporter
 def test_the_timed_layers_hold_the_products_of_the_placement_once_each(programs: dict[str, CompiledModel]) -> None:
     session = ExecuTorch().load_profiled(programs["int8"])
     session.run({"image": images(1)[0]})
@@ -256,7 +264,7 @@ def test_the_timed_layers_hold_the_products_of_the_placement_once_each(programs:
     assert all(layer.time_us >= 0 for layer in layers)
 
 
-@needs_executorch
+@needs_exporter
 def test_a_program_survives_the_way_over_json_and_a_flipped_byte_is_noticed(
     programs: dict[str, CompiledModel],
 ) -> None:
@@ -271,7 +279,7 @@ def test_a_program_survives_the_way_over_json_and_a_flipped_byte_is_noticed(
     path.write_bytes(good)
 
 
-@needs_executorch
+@needs_exporter
 @pytest.mark.parametrize("damage", ["short", "zeros", "inside", "empty"])
 def test_a_damaged_program_is_refused_in_words(damage: str, programs: dict[str, CompiledModel], tmp_path: Path) -> None:
     good = (programs["fp32"].directory / PROGRAM_FILE).read_bytes()
@@ -287,7 +295,7 @@ def test_a_damaged_program_is_refused_in_words(damage: str, programs: dict[str, 
         ExecuTorch().load(replace(programs["fp32"], directory=tmp_path))
 
 
-@needs_executorch
+@needs_exporter
 def test_a_batch_or_an_input_that_was_not_compiled_is_refused(programs: dict[str, CompiledModel]) -> None:
     with pytest.raises(TargetError, match="batch=4"):
         ExecuTorch().load(programs["fp32"], batch=4)
@@ -295,7 +303,7 @@ def test_a_batch_or_an_input_that_was_not_compiled_is_refused(programs: dict[str
         ExecuTorch().load(programs["fp32"]).run({"image": images(1)[0].astype(np.float32)})
 
 
-@needs_executorch
+@needs_exporter
 def test_another_number_of_threads_beside_an_open_session_is_refused(programs: dict[str, CompiledModel]) -> None:
     session = ExecuTorch().load(programs["fp32"])
 
@@ -307,7 +315,7 @@ def test_another_number_of_threads_beside_an_open_session_is_refused(programs: d
     ExecuTorch().load(programs["fp32"])
 
 
-@needs_executorch
+@needs_exporter
 def test_a_session_that_only_a_cycle_of_references_holds_is_not_open(programs: dict[str, CompiledModel]) -> None:
     held: list[object] = [ExecuTorch().load(programs["fp32"])]
     held.append(held)  # as a kept exception does, whose traceback holds the frame of the session
@@ -374,7 +382,7 @@ def test_an_integer_output_and_a_file_that_is_no_graph_are_refused(tmp_path: Pat
         ExecuTorch().compile(exported, tmp_path / "c", "fp32")
 
 
-@needs_executorch
+@needs_exporter
 def test_an_operator_that_we_read_otherwise_than_onnx_does_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,7 +403,7 @@ def test_a_constant_that_float16_does_not_hold_is_refused(tmp_path: Path, monkey
         ExecuTorch().compile(exported, tmp_path / "c", "fp16")
 
 
-@needs_executorch
+@needs_exporter
 def test_two_quantized_matrices_that_the_run_computes_are_multiplied_as_floats(tmp_path: Path) -> None:
     """ExecuTorch 1.5 multiplies the integers of a plain `mm`. Powers of two as scales: nothing rounds."""
     proto = graph(
