@@ -106,6 +106,20 @@ QUIET_COMMANDS = ("probe", "environment", "compile", "placement", "evaluate", "a
 
 
 @pytest.fixture
+def exact_int8() -> Callable[[Path, str], bool]:
+    """Whether this CPU adds INT8 products without loss. Where it does not (x86 without VNNI), the linter must say so of the graph."""
+    from targets.lint import Platform, lint
+
+    def holds(graph: Path, dialect: str) -> bool:
+        if not Platform().saturates:
+            return True
+        assert {"O25", "V17"} & {finding.code for finding in lint(graph, dialect)}
+        return False
+
+    return holds
+
+
+@pytest.fixture
 def near(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device program answers in this process: to start Python and a runtime for each command takes most of a second."""
     from benchmarks.device.__main__ import main as device_program
