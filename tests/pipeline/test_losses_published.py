@@ -35,8 +35,9 @@ def dkd_by_hand(student_NK: np.ndarray, teacher_NK: np.ndarray, temperature: flo
     """TCKD and NCKD (N,), a sample at a time, with probabilities and scipy's relative entropy."""
     target, others = [], []
     for s, t, y in zip(softmax(student_NK / temperature, 1), softmax(teacher_NK / temperature, 1), LABELS, strict=True):
-        target.append(rel_entr([t[y], 1 - t[y]], [s[y], 1 - s[y]]).sum())
         s_others, t_others = np.delete(s, y), np.delete(t, y)
+        # Their sum, not 1 - s_y, which near 1 keeps few digits.
+        target.append(rel_entr([t[y], t_others.sum()], [s[y], s_others.sum()]).sum())
         others.append(rel_entr(t_others / t_others.sum(), s_others / s_others.sum()).sum())
     return np.array(target), np.array(others)
 
