@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from pipeline.cli import main
+from targets.lint import Platform
 
 pytestmark = pytest.mark.system  # from a model to bundles, several times
 
@@ -69,6 +70,10 @@ def test_every_block_of_bring_your_own_does_what_it_says(workplace: Path, monkey
                 run_command(line, monkeypatch)
         else:
             exec(compile(text, f"docs/bring-your-own.md ({language})", "exec"), names)  # noqa: S102
+            if "quantize_module" in text:
+                placed: Any = names["report"]
+                in_int8 = placed.placement is not None and placed.placement.int8_share == 1.0
+                assert in_int8 or Platform().saturates  # where INT8 sums overflow, a gate may refuse it
 
     assert len(blocks) == 12
     assert {"quantized", "by_metric", "for_jetson", "compiled", "bench", "from_python", "runs"} <= {
