@@ -25,6 +25,7 @@ from benchmarks.device.record import Record
 from benchmarks.devices import Local
 from benchmarks.evidence.benchmark_app import median_ms
 from benchmarks.evidence.graphs import convolutions, exported_of
+from benchmarks.evidence.script import parse_out_or_show
 from benchmarks.statistics import Interval, median_interval
 from targets import make_target
 from targets.base import CompiledModel, read_json, write_json
@@ -188,12 +189,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=int, default=3, help="how long benchmark_app measures")
     parser.add_argument("--preset", default="smoke", help="how long we measure")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--show", type=Path, help="print a stored result")
-    arguments = parser.parse_args(argv)
-    if not arguments.show and not arguments.out:
-        parser.error("--out is needed, or --show FILE")
-    return arguments
+    return parse_out_or_show(parser, argv)
 
 
 if __name__ == "__main__":

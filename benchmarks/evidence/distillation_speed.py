@@ -27,6 +27,7 @@ import numpy as np
 
 from benchmarks.device.environment import environment
 from benchmarks.evidence.distillation_speed_table import AS_PUBLISHED, OURS, THEIRS, text
+from benchmarks.evidence.script import newest_stage, parse_out_or_show
 from benchmarks.peers.distillation_protocol import BATCH_SIZE, LR, milestones
 from benchmarks.peers.kept import kept, sources
 from targets.base import read_json, sha256_file, write_json
@@ -197,23 +198,12 @@ class Measurement:
         return [*few, "distill.train.epochs=3", "distill.train.warmup_epochs=0"]
 
     def _pipeline(self, until: str, folder: str, overrides: Sequence[str], by: Sequence[str] = ("-m",)) -> None:
-        argv = [
-            sys.executable,
-            *by,
-            "pipeline",
-            "run",
-            str(RECIPE),
-            "--runs",
-            str(self._kept / folder),
-            "--until",
-            until,
-        ]
+        argv = [sys.executable, *by, "pipeline", "run", str(RECIPE)]
+        argv += ["--runs", str(self._kept / folder), "--until", until]
         subprocess.run([*argv, *(f"--set={one}" for one in overrides)], check=True, stdout=sys.stderr)
 
     def _stage(self, folder: str, label: str) -> Path:
-        """The directory of the stage that was finished last."""
-        finished = [*(self._kept / folder / RECIPE.stem).glob(f"{label}-????????/stage.json")]
-        return max(finished, key=lambda path: str(read_json(path)["utc"])).parent
+        return newest_stage(self._kept / folder / RECIPE.stem, label)
 
     def _once(self, name: str, make: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:
         """What is kept under the same sources, recipe, teacher and arguments; else measured."""
@@ -231,12 +221,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--teacher", type=Path, help="its weights; else it is trained once, by the recipe")
     parser.add_argument("--kept", type=Path, default=Path("build/distillation_speed"))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--show", type=Path, help="print a stored result")
-    arguments = parser.parse_args(argv)
-    if not arguments.show and not arguments.out:
-        parser.error("--out FILE.json is needed, or --show FILE.json")
-    return arguments
+    return parse_out_or_show(parser, argv)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence.script import parse_out_or_show
 from targets.base import read_json, write_json
 
 # Strides for small images: 32 -> 16 -> 8 -> 4 -> 2 with one halving less than the published net.
@@ -149,12 +150,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--students", nargs="+", choices=list(STUDENTS), default=list(STUDENTS))
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--show", type=Path, help="print a stored result")
-    arguments = parser.parse_args(argv)
-    if not arguments.show and not arguments.out:
-        parser.error("--out FILE.json is needed, or --show FILE.json")
-    return arguments
+    return parse_out_or_show(parser, argv)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from benchmarks.device.overhead import MAX_CLOSURE_US, MAX_NULL_US, MAX_NULL_WAL
 from benchmarks.device.record import Launch, Record
 from benchmarks.devices import Local
 from benchmarks.evidence.graphs import exported_of, relu
+from benchmarks.evidence.script import parse_out_or_show
 from targets import TARGETS, make_target
 from targets.base import read_json, write_json
 
@@ -190,12 +191,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--launches", type=int, default=7, help="rounds of six launches, about 15 s each with smoke")
     parser.add_argument("--preset", default="smoke")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--show", type=Path, help="print a stored result")
-    arguments = parser.parse_args(argv)
-    if not arguments.show and not arguments.out:
-        parser.error("--out is needed, or --show FILE")
-    return arguments
+    return parse_out_or_show(parser, argv)
 
 
 if __name__ == "__main__":

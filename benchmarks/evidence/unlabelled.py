@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.evidence.script import newest_stage, parse_out_or_show
 from benchmarks.evidence.unlabelled_table import ALONE, LABELLED, text
 from targets.base import read_json, write_json
 
@@ -179,15 +180,10 @@ def _teacher(arguments: argparse.Namespace, name: str, options: Sequence[str]) -
     )
     run_dir = arguments.runs / run
     weights = arguments.work / f"{name}.safetensors"
-    shutil.copyfile(_newest(run_dir, "teacher") / "model.safetensors", weights)
-    data = read_json(_newest(run_dir, "data") / "data.json")
+    shutil.copyfile(newest_stage(run_dir, "teacher") / "model.safetensors", weights)
+    data = read_json(newest_stage(run_dir, "data") / "data.json")
     mean, std = ([255 * value for value in data[key]] for key in ("mean", "std"))
     return [f"teacher.checkpoint={weights}", f"teacher.normalization={{mean: {mean}, std: {std}}}"]
-
-
-def _newest(run_dir: Path, stage: str) -> Path:
-    finished = run_dir.glob(f"{stage}-????????/stage.json")
-    return max(finished, key=lambda path: str(read_json(path)["utc"])).parent
 
 
 def write_digits(path: Path) -> None:
@@ -235,12 +231,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=2, help="trainings at once")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--work", type=Path, default=Path("build/unlabelled"), help="data and weights made on the way")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--show", type=Path, help="print a stored result")
-    arguments = parser.parse_args(argv)
-    if not arguments.show and not arguments.out:
-        parser.error("--out FILE.json is needed, or --show FILE.json")
-    return arguments
+    return parse_out_or_show(parser, argv)
 
 
 if __name__ == "__main__":

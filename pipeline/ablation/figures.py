@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.statistics import mean_interval
 from pipeline.ablation.arms import ALONE, KD
-from pipeline.ablation.verdict import TOO_FEW, ArmVerdict, half_width, verdicts
+from pipeline.ablation.verdict import TOO_FEW, ArmVerdict, verdicts
 
 Document = Mapping[str, Any]
 BySeed = Mapping[int, float]
@@ -185,10 +186,10 @@ def provenance(document: Document) -> str:
 def _with_interval(values: BySeed) -> str:
     """Mean and 95 % t interval, in percent."""
     found = list(values.values())
-    if len(found) < 2:
+    if (interval := mean_interval(found)) is None:
         return _percent(_mean(found), 2)
-    reach = half_width(float(np.std(found, ddof=1)), len(found))
-    return f"{np.mean(found) * 100:.2f} ± {reach * 100:.2f}"
+    low, high = interval
+    return f"{np.mean(found) * 100:.2f} ± {(high - low) / 2 * 100:.2f}"
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from benchmarks.statistics import Interval, holm
+from benchmarks.statistics import Interval, holm, mean_interval
 from targets.errors import RecipeError
 
 HELPS, HURTS, NO_DIFFERENCE, TOO_FEW = "helps", "hurts", "no difference", "too few seeds"
@@ -51,11 +51,6 @@ def verdicts(differences: Mapping[str, Sequence[float]]) -> list[ArmVerdict]:
     ]
 
 
-def half_width(sd: float, num_seeds: int) -> float:
-    """Of the 95 % t interval of a mean."""
-    return float(_half_widths(sd, np.array([num_seeds]), ALPHA)[0])
-
-
 def _half_widths(sd: float, num_seeds: npt.NDArray[np.int64], alpha: float) -> npt.NDArray[np.float64]:
     """Of t intervals that miss in a share `alpha`, for so many seeds each."""
     reach: npt.NDArray[np.float64] = special.stdtrit(num_seeds - 1, 1 - alpha / 2) * sd / np.sqrt(num_seeds)
@@ -64,8 +59,9 @@ def _half_widths(sd: float, num_seeds: npt.NDArray[np.int64], alpha: float) -> n
 
 def _judged(arm: str, values: Sequence[float], p: float, num_arms: int) -> ArmVerdict:
     n, mean, sd = len(values), float(np.mean(values)), float(np.std(values, ddof=1))
-    reach = half_width(sd, n)
-    low, high = mean - reach, mean + reach
+    interval = mean_interval(values, 1 - ALPHA)
+    assert interval is not None  # of two seeds or more
+    low, high = interval
     if p < ALPHA:
         verdict = HELPS if mean > 0 else HURTS
     elif low > -NEGLIGIBLE and high < NEGLIGIBLE:

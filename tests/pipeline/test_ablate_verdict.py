@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.ablation.verdict import HELPS, HURTS, NO_DIFFERENCE, TOO_FEW, half_width, verdicts
+from pipeline.ablation.verdict import HELPS, HURTS, NO_DIFFERENCE, TOO_FEW, verdicts
 from targets.errors import RecipeError
 
 SEED_SD = 0.003  # of a difference between two arms of ResNet-20 size on CIFAR-10
@@ -51,6 +51,11 @@ def test_the_seeds_that_are_said_to_decide_do_and_one_fewer_do_not(values: list[
     sd, reach = float(np.std(values, ddof=1)), max(abs(found.mean), 0.005 - abs(found.mean))
     assert half_width(sd, found.seeds_needed) < reach
     assert found.seeds_needed == len(values) + 1 or half_width(sd, found.seeds_needed - 1) >= reach
+
+
+def half_width(sd: float, num_seeds: int) -> float:
+    """Of the 95 % t interval of a mean, by scipy's own."""
+    return float(stats.t.interval(0.95, num_seeds - 1, scale=sd / num_seeds**0.5)[1])
 
 
 @given(mean=st.floats(0.002, 0.02), sd=st.floats(0.002, 0.03), num_others=st.integers(0, 9))
