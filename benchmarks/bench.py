@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.device.measure import PRESETS
-from benchmarks.device.record import Environment, Record, from_json
+from benchmarks.device.record import Environment, Record
+from benchmarks.device.typed_json import from_json
 from benchmarks.devices import Device, run_program
 from benchmarks.pack import PROGRAM, pack_device_program
 from benchmarks.recording import (

@@ -33,9 +33,9 @@ from benchmarks.device.record import (
     Telemetry,
     Throughput,
     Validity,
-    from_json,
     validity_of,
 )
+from benchmarks.device.typed_json import from_json
 from benchmarks.statistics import early_stopping_percentile, median_interval
 from targets.base import CompiledModel, Placement
 

@@ -17,7 +17,8 @@ import numpy as np
 from benchmarks.bench import Arm, OnProgress, check_names, file_name, set_aside
 from benchmarks.device.duet import PATIENCE_S, in_turns, log_ratios
 from benchmarks.device.measure import PRESETS
-from benchmarks.device.record import Environment, Launch, Record, from_json
+from benchmarks.device.record import Environment, Launch, Record
+from benchmarks.device.typed_json import from_json
 from benchmarks.devices import Device, run_program
 from benchmarks.pack import PROGRAM, pack_device_program
 from benchmarks.recording import LATENCY, Setting, record_of, utc_now

@@ -33,7 +33,8 @@ import numpy as np
 
 from benchmarks.device.first_run_verdict import Check, accuracy_of, checks_of, exit_code_of, speed_of, summary_lines
 from benchmarks.device.measure import PRESETS
-from benchmarks.device.record import HARNESS_VERSION, Launch, from_json, validity_of
+from benchmarks.device.record import HARNESS_VERSION, Launch, validity_of
+from benchmarks.device.typed_json import from_json
 from targets import make_target
 from targets.base import CompiledModel, Exported, read_json, sha256_file, write_json
 from targets.errors import (

@@ -6,10 +6,6 @@ reason in `flags`, never 0. A launch that fails a validity check is kept and say
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +13,7 @@ from typing import Any, Union
 
 import numpy as np
 
+from benchmarks.device.typed_json import from_json
 from targets.base import Array
 from targets.errors import MeasurementError
 
@@ -337,17 +334,12 @@ def validate(values: Mapping[str, Any]) -> Record:
         raise MeasurementError(
             f"record: schema_version={version!r}, this edgestill reads {SCHEMA_VERSION}. Measure again, or use its version."
         )
-    record: Record = _built(Record, values, "record")
+    record: Record = from_json(Record, values, "record")
     if not record.launches:
         raise MeasurementError("record: launches is empty, so nothing was measured. Measure again.")
     for launch in record.launches:
         _check_launch(launch)
     return record
-
-
-def from_json(kind: type[Any], values: Any, where: str) -> Any:
-    """Build one of this module's dataclasses from JSON; raises MeasurementError that names the key at fault."""
-    return _built(kind, values, where)
 
 
 def _check_launch(launch: Launch) -> None:
@@ -360,47 +352,3 @@ def _check_launch(launch: Launch) -> None:
             f"record: launch {launch.i} of '{launch.arm}' contradicts itself (n={launch.n}, wall_s={launch.wall_s}, "
             f"percentiles {ordered}). Measure again."
         )
-
-
-def _built(kind: type[Any], values: Any, where: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise _fault(where, f"a {type(values).__name__} stands where '{kind.__name__}' belongs")
-    hints = typing.get_type_hints(kind)
-    if unknown := sorted(set(values) - set(hints)):
-        raise _fault(f"{where}.{unknown[0]}", "unknown key")
-    required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
-    if absent := sorted(required - set(values)):
-        raise _fault(f"{where}.{absent[0]}", "missing")
-    return kind(**{key: _typed(hints[key], value, f"{where}.{key}") for key, value in values.items()})
-
-
-def _typed(annotation: Any, value: Any, where: str) -> Any:
-    """`value` as `annotation` wants it: the few forms that the dataclasses above use."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _typed(arguments[0], value, where)
-    if dataclasses.is_dataclass(annotation):
-        return _built(typing.cast("type[Any]", annotation), value, where)
-    if origin is tuple:
-        return _items(arguments, value, where)
-    wanted = dict if origin is dict else annotation
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise _fault(where, f"{value!r} is not of type {wanted.__name__}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _fault(where, f"{value} is not a number; unreadable is null")
-    return value
-
-
-def _items(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise _fault(where, f"{value!r} is not a list")
-    kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-    if len(kinds) != len(value):
-        raise _fault(where, f"{len(value)} values where {len(kinds)} belong")
-    return tuple(_typed(kind, item, f"{where}.{i}") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
-
-
-def _fault(where: str, why: str) -> MeasurementError:
-    return MeasurementError(f"{where}: {why}. Measure again, or mend the record.")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from benchmarks.device.disturbances import Window, clock_faults, disturbances_of, positive, quarter_drift, slow_clock
 from benchmarks.device.environment import Snapshot, snapshot
-from benchmarks.device.record import Launch, Telemetry, from_json
+from benchmarks.device.record import Launch, Telemetry
+from benchmarks.device.typed_json import from_json
 from benchmarks.device.window import Length, Worker, time_window
 from targets.base import CompiledModel
 from targets.errors import MeasurementError

@@ -19,8 +19,9 @@ from benchmarks.device.affinity import choose_cpus, hold_to
 from benchmarks.device.disturbances import Window, disturbances_in_turns, disturbances_of
 from benchmarks.device.duet import in_turns
 from benchmarks.device.environment import Snapshot
-from benchmarks.device.record import Launch, Telemetry, from_json
+from benchmarks.device.record import Launch, Telemetry
 from benchmarks.device.turns import DROPPED, Conductor, come_to_rest, serve, take_turns
+from benchmarks.device.typed_json import from_json
 from benchmarks.device.window import Stretch, Worker, timed_of
 from targets.base import CompiledModel
 from targets.errors import MeasurementError
