@@ -1,5 +1,5 @@
 """The recipe: everything that one run of the pipeline is told. What all trainings share stands in recipe_training.py, the
-sections of distillation and ablation in recipe_distill.py and recipe_ablation.py; how a file is read and refused in
+sections of distillation and ablation in recipe_distill.py, recipe_losses.py and recipe_ablation.py; how a file is read and refused in
 recipe_file.py; the rest here.
 
 Imports no torch, so that `edgestill recipe validate` answers at once. Unknown keys are refused with the nearest known
@@ -18,20 +18,22 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.recipe_ablation import AblationConfig, ShiftConfig, check_arms
 from pipeline.recipe_distill import (
     AssistantConfig,
-    CrossEntropyConfig,
     CurriculumConfig,
-    DistConfig,
     DistillConfig,
-    DkdConfig,
-    FeaturesConfig,
-    KdConfig,
-    LossConfig,
-    SoftLoss,
     TeacherCurriculumConfig,
     TemperatureCurriculumConfig,
     WeightCurriculumConfig,
 )
 from pipeline.recipe_file import explain, read_sections
+from pipeline.recipe_losses import (
+    CrossEntropyConfig,
+    DistConfig,
+    DkdConfig,
+    FeaturesConfig,
+    KdConfig,
+    LossConfig,
+    SoftLoss,
+)
 from pipeline.recipe_training import (
     Arguments,
     Count,

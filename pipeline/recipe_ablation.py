@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from pipeline.recipe_distill import AboveZero, DistillConfig, Temperature
+from pipeline.recipe_distill import AboveZero, DistillConfig
 from pipeline.recipe_file import explain
+from pipeline.recipe_losses import Temperature
 from pipeline.recipe_training import Arguments, Count, Section
 
 Corruption = Literal["gaussian_noise", "gaussian_blur", "brightness", "contrast", "translate"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.recipe_ablation import overridden
-from pipeline.recipe_distill import DistillConfig, DkdConfig
+from pipeline.recipe_distill import DistillConfig
+from pipeline.recipe_losses import DkdConfig
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
