@@ -135,7 +135,8 @@ class ExecuTorch:
         """One pool serves the whole process, and an open session keeps a pointer to it."""
         if (now := runtime._threadpool_get_thread_count()) == self.num_threads:
             return
-        gc.collect()  # a session that only a cycle holds, such as that of a kept exception and its frame, is not in use
+        if OPEN_SESSIONS:
+            gc.collect()  # one that only a cycle holds, such as that of a kept exception and its frame, is not in use
         if OPEN_SESSIONS:
             raise TargetError(
                 f"num_threads={self.num_threads}: a session of this process runs with {now}, and ExecuTorch has one pool of "

@@ -15,8 +15,8 @@ from targets.errors import IntegrityError
 FP32, BF16 = "fp32", "bf16"
 NUM_STEPS, NUM_WARM = 6, 2  # of a trial
 NO_KERNELS = (
-    "bf16: oneDNN has no BF16 kernels for this CPU, so that convolutions run on torch's reference code, about ten times as slow as "
-    "fp32. Set precision: auto or fp32"
+    "bf16: oneDNN has no BF16 kernels for this CPU, so that convolutions run on torch's slow reference code. Set precision: auto or "
+    "fp32"
 )
 
 Step = Callable[[bool], object]  # one step, in bf16 or not
