@@ -111,15 +111,16 @@ def measure_arms(
     bench = Bench(device, program, Setting(config=config, machine=machine, seed=seed, out_dir=out_dir))
     tasks = schedule(arms, launches or config.launches, seed, throughput=throughput)
     answers: dict[str, Answers] = {arm.name: {} for arm in arms}
-    for task in tasks:
+    with device.measuring():
+        for task in tasks:
+            if on_progress is not None:
+                on_progress(task.order, len(tasks), f"{task.arm.name}: {task.kind}, launch {task.index + 1}")
+            answer = _until_quiet(bench, task, config.retries if retries is None else retries)
+            answers[task.arm.name].setdefault(task.kind, []).append(answer)
         if on_progress is not None:
-            on_progress(task.order, len(tasks), f"{task.arm.name}: {task.kind}, launch {task.index + 1}")
-        answer = _until_quiet(bench, task, config.retries if retries is None else retries)
-        answers[task.arm.name].setdefault(task.kind, []).append(answer)
-    if on_progress is not None:
-        on_progress(len(tasks), len(tasks), "measured")
-    for arm in arms if both_arenas else ():
-        answers[arm.name][OTHER_ARENA] = _other_arena(bench, arm)
+            on_progress(len(tasks), len(tasks), "measured")
+        for arm in arms if both_arenas else ():
+            answers[arm.name][OTHER_ARENA] = _other_arena(bench, arm)
     utc = utc_now()
     return [record_of(arm, answers[arm.name], bench.setting, utc=utc) for arm in arms]
 

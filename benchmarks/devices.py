@@ -10,11 +10,13 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmarks.measuring import this_machine
 from targets.errors import DeviceError, EdgestillError, MeasurementError, TargetError
 
 COMMAND_TIMEOUT_S = 600.0
@@ -60,6 +62,10 @@ class Device(Protocol):
         """What a result from there holds for: two devices, or one before and after a change, differ in it."""
         ...
 
+    def measuring(self) -> AbstractContextManager[None]:
+        """Around commands that are timed: no other measurement of edgestill runs there meanwhile; one that does is waited for."""
+        ...
+
     def close(self) -> None:
         """The end of its use: nothing that was lent to it is there afterwards. It may be used again."""
         ...
@@ -67,10 +73,11 @@ class Device(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Local:
-    """This machine: nothing is copied, every command is a process of its own."""
+    """This machine: nothing is copied, every command is a process of its own. `say` is told that it waits, and for whom."""
 
     name: str = "local"
     python: str = sys.executable
+    say: Callable[[str], None] | None = None
 
     def run(self, argv: Sequence[str], *, timeout_s: float = COMMAND_TIMEOUT_S) -> Completed:
         try:
@@ -113,6 +120,9 @@ class Local:
 
         return environment().hard
 
+    def measuring(self) -> AbstractContextManager[None]:
+        return this_machine(self.say or _say)
+
     def close(self) -> None: ...
 
 
@@ -138,6 +148,10 @@ def answer_of(name: str, command: str, done: Completed) -> dict[str, Any]:
         f"{name}: '{command}' {_how_it_ended(done.returncode)} without an answer: {_tail(done.stderr)}. "
         "Run it there by hand to see more."
     )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _error_class(exit_code: int) -> type[EdgestillError]:

@@ -44,7 +44,7 @@ class Entry:
 def open_device(name: str, *, inventory: Path = INVENTORY, say: Callable[[str], None] | None = None) -> Device:
     """This machine, a name of the inventory, or ssh://user@host[:port]; nothing is connected yet. Raises RecipeError."""
     if name == LOCAL:
-        return Local()
+        return Local(say=say)
     if name.startswith("ssh:"):
         return Entry(name=name, address=Address.parse(name)).open(say)
     entries = load_inventory(inventory) if inventory.exists() else {}

@@ -45,21 +45,24 @@ def profile_compiled(
         raise RecipeError(f"--preset {preset}: there is no such preset. Known: {', '.join(DEPTHS)}.")
     tell = say or _silent
     compiled = CompiledModel.load(compiled_dir)
-    tell(f"layers of {compiled.name}")
-    there = device.put(compiled_dir)
-    answer = run_program(device, program, ["profile", "--compiled", there, "--preset", preset])
-    environment = run_program(device, program, ["environment"])
-    profiled = _profile_of(compiled, answer, preset, environment["hard"].get("cpu"))
-    machine = Machine(
-        hard_sha256=environment["hard_sha256"],
-        target=compiled.target,
-        options=compiled.options,
-        toolchain=compiled.toolchain,
-    )
-    peaks = []
-    for precision in profiled.macs:
-        tell(f"peak of {precision}")
-        peaks.append(peak_of(machine, precision, device=device, program=program, fresh=fresh_peak, cache_dir=cache_dir))
+    with device.measuring():
+        tell(f"layers of {compiled.name}")
+        there = device.put(compiled_dir)
+        answer = run_program(device, program, ["profile", "--compiled", there, "--preset", preset])
+        environment = run_program(device, program, ["environment"])
+        profiled = _profile_of(compiled, answer, preset, environment["hard"].get("cpu"))
+        machine = Machine(
+            hard_sha256=environment["hard_sha256"],
+            target=compiled.target,
+            options=compiled.options,
+            toolchain=compiled.toolchain,
+        )
+        peaks = []
+        for precision in profiled.macs:
+            tell(f"peak of {precision}")
+            peaks.append(
+                peak_of(machine, precision, device=device, program=program, fresh=fresh_peak, cache_dir=cache_dir)
+            )
     return strictly(replace(profiled, peaks=tuple(peaks)), strict)
 
 

@@ -6,20 +6,18 @@ up again, a command that breaks off is reported, and in either case the board ki
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.board import BOOT, SUPERVISOR, Board, Link, LostError, Tree
 from benchmarks.devices import COMMAND_TIMEOUT_S, Completed, answer_of
+from benchmarks.measuring import whoami
 from benchmarks.pack import PROGRAM, pack_device_program
 from benchmarks.ssh_login import Address, open_link
 from targets.errors import DeviceError, MeasurementError
@@ -116,6 +114,10 @@ class Ssh:
         """Run a command that disturbs nobody's measurement, so without the board's lock."""
         return self._run(self._connected(), argv, timeout_s)
 
+    def measuring(self) -> AbstractContextManager[None]:
+        """Nothing more to do: whatever is run there holds the board's lock, from the first command to the end of the session."""
+        return nullcontext()
+
     def close(self) -> None:
         self._closed = True
         self._drop()
@@ -164,9 +166,8 @@ class Ssh:
         if self._closed:
             raise DeviceError(f"{self.name}: the work there was stopped.")
         link = self.connect() if self.connect else open_link(self.name, self.address, argv, self.patience_s)
-        who = f"{getpass.getuser()}@{socket.gethostname()}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M')}"
         try:
-            board = Board.greet(self.name, link, session=self._session, who=who, patience_s=self.patience_s)
+            board = Board.greet(self.name, link, session=self._session, who=whoami(), patience_s=self.patience_s)
             check_hello(self.name, self.python, board.hello)
         except LostError as error:
             raise self._no_python(link, error) from None

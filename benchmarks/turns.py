@@ -70,12 +70,13 @@ def measure_by_turns(
     session = Session(device, program, setting, (a, b), same_cpus, chance or secrets.token_hex(8))
     total = pairs or config.launches
     answers: list[list[dict[str, Any]]] = [[], []]
-    for index in range(total):
-        if on_progress is not None:
-            on_progress(index, total, f"pair {index + 1}")
-        pair = _until_quiet(session, index, config.retries if retries is None else retries)
-        for of_arm, answer in zip(answers, pair, strict=True):
-            of_arm.append(answer)
+    with device.measuring():
+        for index in range(total):
+            if on_progress is not None:
+                on_progress(index, total, f"pair {index + 1}")
+            pair = _until_quiet(session, index, config.retries if retries is None else retries)
+            for of_arm, answer in zip(answers, pair, strict=True):
+                of_arm.append(answer)
     if on_progress is not None:
         on_progress(total, total, "measured")
     utc = utc_now()

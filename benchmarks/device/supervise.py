@@ -201,8 +201,8 @@ class Session:
     def lock(self, request: dict[str, Any]) -> None:
         """Hold the board for measurements, to the end of the session; answers with who holds it where that is not us."""
         if self.lock_file is None:
-            file = _open_for_all(Path(tempfile.gettempdir()) / LOCK_FILE)
-            if not _locked(file):
+            file = open_for_all(Path(tempfile.gettempdir()) / LOCK_FILE)
+            if not locked(file):
                 self.host.answer({"holder": file.read().decode(errors="replace") or "somebody"})
                 file.close()
                 return
@@ -307,14 +307,15 @@ def _dismiss(folder: Path) -> None:
     """End an earlier process of the same session: its connection broke off, and it may not have noticed yet."""
     with contextlib.suppress(OSError, ValueError), (folder / "alive").open("r+b") as alive:
         give_up_s = time.monotonic() + DISMISS_S
-        while not _locked(alive) and time.monotonic() < give_up_s:
+        while not locked(alive) and time.monotonic() < give_up_s:
             alive.seek(0)
             os.kill(int(alive.read()), signal.SIGTERM)
             time.sleep(0.05)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _locked(file: BinaryIO) -> bool:
+def locked(file: BinaryIO) -> bool:
+    """Whether it is ours now: nobody else holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -326,7 +327,7 @@ def _sweep_sessions(sessions: Path) -> None:
     """Remove what sessions left that were killed, or ended with the board's power: nobody holds their `alive`."""
     for folder in sessions.glob("*"):
         with contextlib.suppress(OSError), (folder / "alive").open("ab") as alive:
-            if _locked(alive):
+            if locked(alive):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -339,7 +340,7 @@ def _sweep_objects(kept: Path, older_than_s: float, spare: Any = ()) -> None:
                 path.unlink()
 
 
-def _open_for_all(path: Path) -> BinaryIO:
+def open_for_all(path: Path) -> BinaryIO:
     """A file that every user may lock and write; never through a link, which somebody else may have laid there."""
     with contextlib.suppress(FileExistsError):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)

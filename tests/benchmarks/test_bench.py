@@ -1,6 +1,7 @@
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class FakeDevice:
     """
 
     name, python = "fake", "python3"
+    held = False
 
     def __init__(
         self, latency_ns: Mapping[str, Sequence[int]], noisy: Mapping[str, Sequence[str]] | None = None
@@ -38,6 +40,7 @@ class FakeDevice:
         self.asked.append([command, *rest])
         if command == "environment":
             return _completed({"hard": {"cpu": "fake"}, "soft": {"temp_c": 40.0}, "hard_sha256": "0", "flags": []})
+        assert self.held, "whatever is timed keeps other measurements away"
         if command == "throughput":
             return _completed({"fps": 1000.0, "batch": 32, "n": 320, "disturbances": self.disturb("throughput")})
         if command == "memory":
@@ -72,6 +75,12 @@ class FakeDevice:
     def scratch(self, directory: Path) -> str:
         directory.mkdir(parents=True, exist_ok=True)
         return str(directory)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        self.held = True
+        yield
+        self.held = False
 
     def facts(self) -> Mapping[str, Any]:
         return {"device": self.name}

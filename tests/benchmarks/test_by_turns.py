@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class FakeDevice:
     """Answers a pair as the device program would: A's calls take A_US, B's B_US. `noisy`: what disturbs B, try after try."""
 
     name, python = "fake", "python3"
+    held = False
 
     def __init__(self, noisy: Sequence[str] = (), temp_c: float | None = None) -> None:
         self.noisy, self.temp_c = list(noisy), temp_c
@@ -38,6 +40,7 @@ class FakeDevice:
         if command == "environment":
             soft = {"temp_c": self.temp_c}
             return _completed({"hard": {"cpu": "fake"}, "soft": soft, "hard_sha256": "0", "flags": []})
+        assert self.held, "whatever is timed keeps other measurements away"
         assert command == "turns"
         self.asked.append(rest)
         self.timeouts_s.append(timeout_s)
@@ -57,6 +60,12 @@ class FakeDevice:
     def scratch(self, directory: Path) -> str:
         directory.mkdir(parents=True, exist_ok=True)
         return str(directory)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        self.held = True
+        yield
+        self.held = False
 
     def facts(self) -> Mapping[str, Any]:
         return {}

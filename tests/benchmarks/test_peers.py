@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -426,6 +427,9 @@ class _Fake:
     def scratch(self, directory: Path) -> str:
         directory.mkdir(parents=True, exist_ok=True)
         return str(directory)
+
+    def measuring(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def facts(self) -> Mapping[str, Any]:
         return {}

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,9 @@ class FakeDevice:
 
     def scratch(self, directory: Path) -> str:
         return str(directory)
+
+    def measuring(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def facts(self) -> Mapping[str, Any]:
         return {}
