@@ -29,6 +29,7 @@ from pipeline.own_graph import check_runs, float_graph, import_float
 from pipeline.own_model import compiled_in
 from pipeline.progress import Progress, Quiet
 from pipeline.recipe import TargetConfig
+from pipeline.scheme_choice import own_scheme
 from pipeline.schemes import dialect_of, scheme_of
 from pipeline.verb_reports import MIB, BenchReport, CompileReport, LintReport, QuantizeReport, Row, row_of
 from pipeline.workbench import INT8, REPORT_FILE, Workbench, whole_directory
@@ -117,7 +118,7 @@ def quantize_with(
 ) -> QuantizeReport:
     """The same from samples that are there already."""
     target = make_target(order.target, order.options)
-    wanted = scheme_of(scheme or target.scheme).name
+    wanted = scheme_of(scheme or own_scheme(target, here=not order.kit)).name
     with (
         whole_directory(order.out_dir, "quantize", keep=order.keep) as out_dir,
         tempfile.TemporaryDirectory() as scratch,

@@ -226,7 +226,9 @@ class TargetConfig(Section):
 
     name: str
     scheme: str | None = Field(
-        None, description="what is trained, where not the target's own: portable is one graph for every runtime"
+        None,
+        description="what is trained, where not the target's own: portable is one graph for every runtime, cpu-int8-w7 has "
+        "weights of 7 bits, for x86 CPUs without VNNI; where one is this machine, it is chosen unless cpu-int8 is asked for",
     )
     device: str = Field(
         "local",

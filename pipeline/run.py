@@ -23,6 +23,7 @@ from pipeline.how import How
 from pipeline.processes import led_by_first
 from pipeline.progress import Progress, Quiet
 from pipeline.recipe import Recipe, TargetConfig, load_recipe
+from pipeline.scheme_choice import own_scheme
 from pipeline.schemes import dialect_of
 from pipeline.signing import signer_of
 from pipeline.steps import Steps
@@ -257,7 +258,7 @@ def by_scheme(targets: Sequence[TargetConfig]) -> Iterator[tuple[str, list[tuple
     for target in targets:
         num_seen[target.name] = num_seen.get(target.name, 0) + 1
         name = target.name if num_seen[target.name] == 1 else f"{target.name}-{num_seen[target.name]}"
-        scheme = target.scheme or make_target(target.name, target.options).scheme
+        scheme = target.scheme or own_scheme(make_target(target.name, target.options), here=target.device == LOCAL)
         groups.setdefault(scheme, []).append((name, target))
     yield from groups.items()
 

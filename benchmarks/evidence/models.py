@@ -62,7 +62,7 @@ def write_models(
 ) -> dict[str, FloatModel]:
     """Write those models of `names` that are not there already."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    models = {name: _described(name, out_dir) for name in names}
+    models = {name: described(name, out_dir) for name in names}
     for model in models.values():
         if model.path.is_file():
             continue
@@ -75,7 +75,8 @@ def write_models(
     return models
 
 
-def _described(name: str, out_dir: Path) -> FloatModel:
+def described(name: str, out_dir: Path) -> FloatModel:
+    """A net of MODELS as it lies, or is to lie, in `out_dir`."""
     published = name == PUBLISHED
     return FloatModel(
         name=name,

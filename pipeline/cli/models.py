@@ -32,7 +32,12 @@ NumSamples = Annotated[int, typer.Option("--samples", min=1, help="calibration s
 Mean = Annotated[str | None, typer.Option(help="pixel mean(s), 0..255, e.g. 127 or 123.7,116.3,103.5")]
 Std = Annotated[str | None, typer.Option(help="pixel standard deviation(s), 0..255")]
 Resize = Annotated[int | None, typer.Option(min=1, help="shorter side before the centre crop, pixels")]
-Scheme = Annotated[str | None, typer.Option(help="the target's own by default; portable: one graph for every runtime")]
+Scheme = Annotated[
+    str | None,
+    typer.Option(
+        help="the target's own by default; portable: one graph for every runtime; cpu-int8-w7: for x86 CPUs without VNNI"
+    ),
+]
 Method = Annotated[str, typer.Option(help="ladder (the first rung that passes), or one: ptq, equalized, mixed")]
 KeepFloat = Annotated[
     list[str] | None, typer.Option(help="a node that stays in float; may be given several times", metavar="NODE")

@@ -1,8 +1,8 @@
 """Quantizers in a torch model or an ONNX graph: ranges from calibration samples; save, reload, strip for export.
 
 NNCF does the work; what pipeline/schemes.py wants otherwise is changed on its result, before anything is trained: signed
-activations (NNCF refuses to be told), and one quantizer less at a residual addition. Writes and reads model.safetensors and
-fake_quantize.json. NNCF's telemetry is off, its progress bars and its notes are silent: the caller reports.
+activations (NNCF refuses to be told), weights of 7 bits, and one quantizer less at a residual addition. Writes and reads
+model.safetensors and fake_quantize.json. NNCF's telemetry is off, its progress bars and its notes are silent: the caller reports.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pipeline.graphs.branches import Branch, depths, main_branch
 from pipeline.graphs.schemes import apply_scheme
-from pipeline.schemes import scheme_of
+from pipeline.schemes import Scheme, scheme_of
 from targets.base import read_json, write_json
 from targets.errors import IntegrityError, ModelError, first_line
 
@@ -81,11 +81,13 @@ def insert_fake_quantizers(
     if len(batches) == 0:
         raise ModelError("calibration got no batch: ranges cannot be set. Give at least one batch of training samples.")
     _pin_if_open()
-    quantized: nn.Module = _quantize(model.eval(), batches)
+    quantized: nn.Module = _quantize(model.eval(), batches, wanted)
     with _quiet(), torch.no_grad():
         _check_ranges(quantized, batches)
         if wanted.signed:
             _make_signed(quantized)
+        if wanted.weight_bits == 7:
+            _halve_weights(quantized)
         if not wanted.both_branches:
             _free_main_branches(quantized, example)
         quantized(example)
@@ -101,11 +103,11 @@ def quantize_graph(
 ) -> onnx.ModelProto:
     """The same on a float ONNX graph: Q/DQ pairs with ranges from the samples; `ignored` are node names. Raises ModelError."""
     wanted = scheme_of(scheme)
-    quantized: onnx.ModelProto = _quantize(proto, samples, ignored)
+    quantized: onnx.ModelProto = _quantize(proto, samples, wanted, ignored)
     return apply_scheme(quantized, wanted)
 
 
-def _quantize(model: Any, batches: Any, ignored: Sequence[str] = ()) -> Any:
+def _quantize(model: Any, batches: Any, scheme: Scheme, ignored: Sequence[str] = ()) -> Any:
     """Without NNCF's bias correction: its fast one moved logits of small padded images more than quantization did (mean KL
     to float 0.0042 with it, 0.0002 without, a ResNet-20 on Fashion-MNIST), its accurate one fails on residual graphs. The
     rung after this one has a correction of our own."""
@@ -114,6 +116,10 @@ def _quantize(model: Any, batches: Any, ignored: Sequence[str] = ()) -> Any:
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
 
     activations = QuantizationParameters(mode=QuantizationScheme.SYMMETRIC, per_channel=False)
+    # With 8 bits NNCF still gives the layers that read the input 7, where overflow is likeliest. A torch model gets its 7 bits from
+    # _halve_weights: NNCF would double the range, which training could fill again.
+    in_graph = nncf.OverflowFix.ENABLE if isinstance(model, onnx.ModelProto) else nncf.OverflowFix.DISABLE
+    overflow_fix = in_graph if scheme.weight_bits == 7 else nncf.OverflowFix.FIRST_LAYER
     try:
         with _quiet(), torch.no_grad():
             return nncf.quantize(
@@ -123,7 +129,7 @@ def _quantize(model: Any, batches: Any, ignored: Sequence[str] = ()) -> Any:
                 subset_size=len(batches),
                 ignored_scope=nncf.IgnoredScope(names=list(ignored)) if ignored else None,
                 advanced_parameters=AdvancedQuantizationParameters(
-                    activations_quantization_params=activations, disable_bias_correction=True
+                    overflow_fix=overflow_fix, activations_quantization_params=activations, disable_bias_correction=True
                 ),
             )
     except (nncf.ValidationError, nncf.InternalError, nncf.UnsupportedModelError, RuntimeError) as error:
@@ -172,6 +178,31 @@ def _make_signed(quantized: nn.Module) -> None:
     for module in quantized.modules():
         if isinstance(module, SymmetricQuantizer):
             module.signed = True
+
+
+def _halve_weights(quantized: nn.Module) -> None:
+    """Weights keep their range and have half the levels, -63..63: what is trained, saved and exported stays within.
+
+    Those of depthwise convolutions keep all levels, as they do in NNCF: no kernel adds two of their products in 16 bits.
+    """
+    from nncf.torch.function_hook.hook_storage import decode_hook_name
+    from nncf.torch.function_hook.wrapper import get_hook_storage
+    from nncf.torch.quantization.layers import SymmetricQuantizer
+
+    layers = dict(quantized.named_modules())
+    for name, module in get_hook_storage(quantized).named_hooks():
+        if not isinstance(module, SymmetricQuantizer) or not module._qspec.per_channel:
+            continue  # only weights have a scale a channel
+        _, operation, _ = decode_hook_name(name)  # block.0.conv/conv2d/0
+        layer = layers.get(operation.partition("/")[0])
+        if not _is_depthwise(layer):
+            module._half_range = module._qspec.half_range = True
+            module.set_levels()
+
+
+def _is_depthwise(layer: nn.Module | None) -> bool:
+    convolution = layer if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) else None
+    return convolution is not None and 1 < convolution.groups == convolution.in_channels == convolution.out_channels
 
 
 def _free_main_branches(quantized: nn.Module, example: Tensor) -> None:

@@ -39,6 +39,7 @@ from pipeline.learning.soft_labels import validation_top1
 from pipeline.learning.trained import describe, load_trained, open_data
 from pipeline.learning.training import Loss, Trained, train
 from pipeline.recipe import ModelConfig, QuantizeConfig
+from pipeline.schemes import SEVEN_BITS, scheme_of
 from pipeline.workspace import CHECKPOINT_DIR
 from targets.base import write_json
 from targets.errors import ModelError, RecipeError
@@ -95,6 +96,8 @@ class _Rung:
 def quantize(
     config: QuantizeConfig, scheme: str, prepared: PreparedData, student: TrainedModel, out_dir: Path, how: How
 ) -> None:
+    if scheme == SEVEN_BITS:
+        how.progress.say(f"quantize: scheme {scheme}: {scheme_of(scheme).why}")
     data = open_data(prepared)
     pin_kernels(config.kernels)
     float_student = load_trained(student, data, allow_code=how.allow_code)

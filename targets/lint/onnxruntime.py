@@ -303,7 +303,7 @@ RULES: tuple[Rule, ...] = (
         severity="warning",
         find=general.saturation,
         title="uint8 times int8 weights of 8 bits on an x86 CPU without VNNI",
-        advice="Quantize weights to 7 bits (-64..63, reduce_range), or use a CPU with VNNI.",
+        advice="Quantize weights to 7 bits, as `edgestill quantize --scheme cpu-int8-w7` does, or use a CPU with VNNI.",
         evidence="read",
     ),
     Rule(

@@ -11,7 +11,9 @@ from pipeline.matrix.recipe import parse_matrix_recipe
 from pipeline.matrix.steps import Steps
 from pipeline.matrix.students import find_student
 from pipeline.progress import Quiet
+from pipeline.scheme_choice import own_scheme
 from pipeline.workspace import Workspace
+from targets import make_target
 from targets.base import CompiledModel, read_json
 from targets.errors import ModelError
 
@@ -26,7 +28,7 @@ def test_the_student_of_a_finished_run_is_found_with_its_graphs_and_its_accuracy
     assert student.image == (1, 8, 8)
     assert student.floats.dir == built.stage("export-student")
     assert list(student.int8) == ["onnxruntime-cpu"]
-    assert student.int8["onnxruntime-cpu"].exported.scheme == "cpu-int8"
+    assert student.int8["onnxruntime-cpu"].exported.scheme == own_scheme(make_target("onnxruntime-cpu", {}), here=True)
     accuracy = student.accuracies["onnxruntime-cpu"]["int8"]
     assert (accuracy["metric"], accuracy["value"], accuracy["dataset"]) == ("top-1", row["top1"], "digits, test split")
     assert accuracy["ci95"][0] <= accuracy["value"] <= accuracy["ci95"][1]

@@ -22,15 +22,18 @@ from pipeline.artifacts import Artifact
 from pipeline.progress import Quiet
 from pipeline.recipe import TargetConfig, load_recipe
 from pipeline.run import RunResult, by_scheme, run_recipe
+from pipeline.scheme_choice import own_scheme
 from pipeline.workspace import Workspace
+from targets import make_target
 from targets.base import CompiledModel, read_json
 
 TARGET = "onnxruntime-cpu"
+SCHEME = own_scheme(make_target(TARGET, {}), here=True)  # this CPU may want weights of 7 bits
 HOPS = ("teacher", "student", "preprocessing", "quantized", "onnx", "compiled", "raw bytes")
 LABELS = (
-    *("bundle-onnxruntime-cpu", "compile-onnxruntime-cpu", "data", "distill", "export-cpu-int8-onnxruntime"),
-    *("export-student", "export-teacher", "measure-onnxruntime-cpu", "quantize-cpu-int8", "report", "score-cpu-int8"),
-    *("score-onnx-cpu-int8-onnxruntime", "teacher", "verdict-onnxruntime-cpu"),
+    *("bundle-onnxruntime-cpu", "compile-onnxruntime-cpu", "data", "distill", f"export-{SCHEME}-onnxruntime"),
+    *("export-student", "export-teacher", "measure-onnxruntime-cpu", f"quantize-{SCHEME}", "report", f"score-{SCHEME}"),
+    *(f"score-onnx-{SCHEME}-onnxruntime", "teacher", "verdict-onnxruntime-cpu"),
 )
 
 
@@ -65,10 +68,10 @@ def test_the_ledgers_accuracies_are_those_of_the_logits_on_disk(built: Any) -> N
     labels_N = np.load(built.stage("data") / "evaluation" / "y.npy")
     rows = {row["hop"]: row for row in verdict_of(built)["ledger"]}
     logits = {
-        "teacher": built.stage("score-cpu-int8") / "teacher.npy",
-        "student": built.stage("score-cpu-int8") / "student.npy",
-        "quantized": built.stage("score-cpu-int8") / "quantized.npy",
-        "onnx": built.stage("score-onnx-cpu-int8-onnxruntime") / "onnx.npy",
+        "teacher": built.stage(f"score-{SCHEME}") / "teacher.npy",
+        "student": built.stage(f"score-{SCHEME}") / "student.npy",
+        "quantized": built.stage(f"score-{SCHEME}") / "quantized.npy",
+        "onnx": built.stage(f"score-onnx-{SCHEME}-onnxruntime") / "onnx.npy",
         "compiled": built.stage("measure-onnxruntime-cpu") / "logits" / "student-int8" / "logits.npy",
     }
 
@@ -108,7 +111,7 @@ def test_every_arm_has_a_valid_record_of_its_own_launches(built: Any) -> None:
 
 
 def test_quantization_says_its_rungs_its_controls_and_its_kernels(built: Any) -> None:
-    facts = read_json(built.stage("quantize-cpu-int8") / "quantize.json")
+    facts = read_json(built.stage(f"quantize-{SCHEME}") / "quantize.json")
 
     assert [rung["rung"] for rung in facts["rungs"]] == ["ptq", "equalized", "qat"]  # forced, however good PTQ is
     names = ["PTQ only", "FP32 fine-tune of the same length", "QAT without distillation"]
@@ -331,5 +334,5 @@ def test_targets_that_share_a_scheme_share_one_quantized_student_and_keep_names_
 
     ((scheme, members),) = by_scheme(targets)
 
-    assert scheme == "cpu-int8"
+    assert scheme == SCHEME
     assert [name for name, _ in members] == ["openvino-cpu", "onnxruntime-cpu", "onnxruntime-cpu-2"]

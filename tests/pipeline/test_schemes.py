@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from pipeline import scheme_choice
 from pipeline.graphs.branches import Branch, depths, main_branch
 from pipeline.graphs.rewrites import quantizer_of
 from pipeline.learning.fake_quantize import (
@@ -24,10 +27,13 @@ from pipeline.learning.fake_quantize import (
     save_quantized,
     strip_fake_quantizers,
 )
+from pipeline.scheme_choice import own_scheme
 from pipeline.schemes import SCHEMES, dialect_of, scheme_of
 from pipeline.stages.export import export_quantized
+from targets import make_target
 from targets.base import Exported, Preprocessing
 from targets.errors import RecipeError
+from targets.lint import Platform, read
 
 node = helper.make_node
 
@@ -49,6 +55,20 @@ class Blocks(nn.Module):
         x = torch.relu(self.a2(torch.relu(self.a1(x))) + x)
         x = torch.relu(self.b2(torch.relu(self.b1(x))) + self.shortcut(x))
         y: Tensor = self.head(x.mean((2, 3)))
+        return y
+
+
+class Depthwise(nn.Module):
+    """A pointwise convolution, a depthwise one, and one with two outputs a channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.point = nn.Conv2d(3, 4, 1)
+        self.depthwise, self.twice = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 3, groups=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.twice(self.depthwise(self.point(x)))
         return y
 
 
@@ -113,6 +133,7 @@ def activation_types(graph: ir.Model) -> set[str]:
     ("scheme", "types", "branches"),
     [
         ("cpu-int8", {"int8", "uint8"}, {"DequantizeLinear"}),
+        ("cpu-int8-w7", {"int8", "uint8"}, {"DequantizeLinear"}),
         ("portable", {"int8"}, {"DequantizeLinear"}),
         ("tensorrt-int8", {"int8"}, {"Conv", "DequantizeLinear"}),
     ],
@@ -169,6 +190,7 @@ def onnx_blocks() -> Any:
     ("scheme", "types", "branches"),
     [
         ("cpu-int8", {"int8", "uint8"}, ["DequantizeLinear", "DequantizeLinear"]),
+        ("cpu-int8-w7", {"int8", "uint8"}, ["DequantizeLinear", "DequantizeLinear"]),
         ("portable", {"int8"}, ["DequantizeLinear", "DequantizeLinear"]),
         ("tensorrt-int8", {"int8"}, ["Conv", "DequantizeLinear"]),
     ],
@@ -193,6 +215,80 @@ def test_a_signed_range_reaches_as_far_as_the_unsigned_one_did(x: Tensor) -> Non
         reach[scheme] = float(quantizer.scale) * (127 if quantizer.dtype == np.int8 else 255)
 
     assert reach["portable"] == pytest.approx(reach["cpu-int8"], rel=1e-6)
+
+
+def weight_peaks(path: Path) -> list[int]:
+    """The largest weight of each product, as an integer, however the graph stores it."""
+    graph = read(path)
+    weights = [weight for node in graph.products() if (weight := graph.weight(node)) is not None]
+    integers = [found for weight in weights if (found := graph.weight_integers(weight)) is not None]
+    return [int(np.abs(one.astype(np.int32)).max()) for one in integers]
+
+
+def test_seven_bits_are_kept_by_training_and_by_the_exported_graph(x: Tensor, exported: dict[str, Exported]) -> None:
+    quantized = insert_fake_quantizers(Blocks(), [x], x[:1], "cpu-int8-w7")
+    for weight in (p for name, p in quantized.named_parameters() if name.endswith("weight")):
+        weight.data *= 3  # as a training may do: beyond the range that calibration found
+    stripped = strip_fake_quantizers(quantized, x[:1])
+
+    assert weight_peaks(exported["cpu-int8-w7"].model_path) == [63] * 7
+    assert max(weight_peaks(exported["cpu-int8"].model_path)) > 120
+    with torch.no_grad():  # a rounding of float32 may fall on the other side: one step of the last activation
+        torch.testing.assert_close(stripped(x), quantized(x), rtol=0, atol=float(quantized(x).abs().max()) / 50)
+    peaks = {layer: peak for layer, peak in trained_peaks(stripped).items() if layer != "stem"}
+    assert peaks == pytest.approx(dict.fromkeys(peaks, 63.0), abs=1e-3)
+    assert len(peaks) == 6
+
+
+def test_a_depthwise_convolution_keeps_eight_bits(x: Tensor) -> None:
+    """No kernel adds two of its products in 16 bits, but with several outputs a channel it is another kernel."""
+    stripped = strip_fake_quantizers(insert_fake_quantizers(Depthwise(), [x], x[:1], "cpu-int8-w7"), x[:1])
+
+    assert [round(peak) for peak in trained_peaks(stripped).values()] == [63, 127, 63]
+
+
+def trained_peaks(stripped: nn.Module) -> dict[str, float]:
+    """The largest weight of each layer, in steps of its scale."""
+    peaks = {}
+    for name, module in stripped.named_modules():
+        if "pre_hooks" in name and hasattr(module, "scale"):
+            layer = name.split(".")[2].partition("/")[0]
+            weight = stripped.get_submodule(layer).weight
+            assert isinstance(weight, Tensor)
+            peaks[layer] = float((weight.detach().flatten(1) / module.scale.view(-1, 1)).abs().max())
+    return peaks
+
+
+def test_seven_bits_reach_as_far_as_eight_in_an_onnx_graph(x: Tensor, tmp_path: Path) -> None:
+    samples = [{"x": x[i : i + 1].numpy()} for i in range(len(x))]
+    scale = {}
+    for scheme in ("cpu-int8", "cpu-int8-w7"):
+        proto = quantize_graph(onnx_blocks(), samples, scheme)
+        (scale[scheme],) = [numpy_helper.to_array(one) for one in proto.graph.initializer if one.name == "scale_w2_1"]
+        onnx.save(proto, tmp_path / f"{scheme}.onnx")
+
+    np.testing.assert_allclose(scale["cpu-int8-w7"] / scale["cpu-int8"], 2, rtol=1e-6)
+    assert all(60 < peak <= 64 for peak in weight_peaks(tmp_path / "cpu-int8-w7.onnx"))
+    assert max(weight_peaks(tmp_path / "cpu-int8.onnx")) > 120
+
+
+@pytest.mark.parametrize(
+    ("target", "vnni", "here", "scheme"),
+    [
+        ("onnxruntime-cpu", False, True, "cpu-int8-w7"),
+        ("openvino-cpu", False, True, "cpu-int8-w7"),
+        ("onnxruntime-cpu", True, True, "cpu-int8"),
+        ("onnxruntime-cpu", False, False, "cpu-int8"),  # a board: nobody knows its CPU yet
+        ("executorch", False, True, "cpu-int8"),
+        ("tensorrt", False, True, "tensorrt-int8"),
+    ],
+)
+def test_a_cpu_that_would_overflow_gets_seven_bits_unasked(
+    target: str, vnni: bool, here: bool, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheme_choice, "Platform", partial(Platform, machine="x86_64", vnni=vnni))
+
+    assert own_scheme(make_target(target, {}), here=here) == scheme
 
 
 def test_a_scheme_that_nobody_trains_is_refused_with_the_nearest() -> None:

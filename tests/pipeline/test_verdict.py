@@ -15,10 +15,13 @@ from pipeline.artifacts import CompiledArms, Measured, PreparedData, Scores, Tra
 from pipeline.gates import Gate
 from pipeline.how import How
 from pipeline.recipe import BudgetConfig, GateConfig, TargetConfig
+from pipeline.scheme_choice import own_scheme
 from pipeline.stages.verdict import judge
+from targets import make_target
 from targets.base import read_json, write_json
 
 NAME = "onnxruntime-cpu"
+SCHEME = own_scheme(make_target(NAME, {}), here=True)  # this CPU may want weights of 7 bits
 EMULATED = "aarch64 emulated on x86_64: function and accuracy hold, its times are those of no such machine"
 FASTER, SLOWER = 0.5, 2.0
 Change = Callable[[dict[str, Any]], None]
@@ -76,7 +79,7 @@ def judged(built: Any, tmp_path: Path) -> Judge:
             GateConfig(max_drop=1.0),
             PreparedData(built.stage("data"), ""),
             (TrainedModel(built.stage("teacher"), "", "teacher"), TrainedModel(built.stage("distill"), "", "distill")),
-            (Scores(built.stage("score-cpu-int8"), ""), Scores(built.stage("score-onnx-cpu-int8-onnxruntime"), "")),
+            (Scores(built.stage(f"score-{SCHEME}"), ""), Scores(built.stage(f"score-onnx-{SCHEME}-onnxruntime"), "")),
             CompiledArms(built.stage(f"compile-{NAME}"), "", NAME),
             Measured(tmp_path / "measured", ""),
             tmp_path,

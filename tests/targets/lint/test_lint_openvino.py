@@ -173,7 +173,32 @@ def test_without_vnni_weights_beyond_64_overflow(weight: int, fits: bool, bench:
         "s1": np.float32(1 / 255),
         "w_q": np.full((16, 16, 1, 1), weight, np.int8),
     }
-    path: Path = bench.save(case)
+    expected = 16 * weight / 255 if fits else 8 * 32767 / 255**2
+    assert answer_on_avx2(bench.save(case)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN saturates on x86 only")
+@pytest.mark.parametrize(("outputs", "told"), [(16, set()), (32, {"V17"})])
+def test_a_depthwise_convolution_overflows_only_with_several_outputs_a_channel(
+    outputs: int, told: set[str], bench: Any
+) -> None:
+    """9 products of 255 * 127; with two outputs a channel another kernel adds two at a time in 16 bits, and one alone."""
+    case = {
+        "body": pair("a", "x", "s1", "u8") + "w = DequantizeLinear(w_q, s1, s8) c = Conv <group = 16> (a, w) " + Y,
+        "s1": np.float32(1 / 255),
+        "w_q": np.full((outputs, 1, 3, 3), 127, np.int8),
+        "platform": Platform(machine="x86_64", vnni=False),
+    }
+
+    assert bench.codes(case, "openvino") == told
+    case["body"] = case["body"].replace("c = Conv", "y = Conv").removesuffix(Y)
+    overflown = 4 * 32767 + 127 * 255
+    expected = (overflown if told else 9 * 127 * 255) / 255**2
+    assert answer_on_avx2(bench.save(case)) == pytest.approx(expected, rel=1e-5)
+
+
+def answer_on_avx2(path: Path) -> float:
+    """What OpenVINO answers to ones where oneDNN is told to use AVX2 only."""
     done = subprocess.run(
         [sys.executable, "-c", SATURATE, path],
         env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
@@ -181,6 +206,4 @@ def test_without_vnni_weights_beyond_64_overflow(weight: int, fits: bool, bench:
         text=True,
         check=True,
     )
-
-    expected = 16 * weight / 255 if fits else 8 * 32767 / 255**2
-    assert float(done.stdout) == pytest.approx(expected, rel=1e-5)
+    return float(done.stdout)
