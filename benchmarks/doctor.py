@@ -105,6 +105,8 @@ class DoctorReport:
     targets: Mapping[str, str | None]
     extras: tuple[Fault, ...]
     unreadable: tuple[str, ...]
+    cpu: str | None
+    isa: str | None  # what it multiplies with, in words
 
     @property
     def failure(self) -> EdgestillError | None:
@@ -121,6 +123,7 @@ class DoctorReport:
         found = self.found
         lines = [
             f"machine   {found['board'] or found['arch']}, {found['cpus']} CPUs, {found['ram_mib']} MiB, {found['os']}",
+            f"cpu       {self.cpu or 'its name is not readable'}: {self.isa or 'its instructions are not readable'}",
             f"python    {found['python']} ({found['executable']})",
             f"disk      {found['free_mib']} MiB free",
             "targets",
@@ -160,11 +163,14 @@ def check_this_machine() -> DoctorReport:
     if find_spec("fabric") is None:
         extras.append(Fault("boards over SSH need fabric", _install(survey(), "pip install 'edgestill[devices]'")))
     missing = {name: make_target(name, {}).missing() for name in TARGETS}
+    here = environment()
     return DoctorReport(
         found=survey(),
         targets={name: None if command is None else _install(survey(), command) for name, command in missing.items()},
         extras=tuple(extras),
-        unreadable=environment().flags,
+        unreadable=here.flags,
+        cpu=here.hard["cpu"],
+        isa=here.hard["isa"],
     )
 
 

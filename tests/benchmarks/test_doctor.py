@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import doctor
+from benchmarks.device.isa import instruction_set
 from benchmarks.device.survey import survey
 from benchmarks.devices import Completed
 from benchmarks.doctor import DevicesReport, check_devices, check_this_machine
@@ -163,6 +164,8 @@ def test_this_machine_is_ready_and_tells_what_it_cannot_read() -> None:
     assert report.failure is None
     assert report.targets["onnxruntime-cpu"] is None
     assert "onnxruntime-cpu" in report.text()
+    isa = instruction_set(Path("/proc/cpuinfo").read_text())
+    assert isa.words in report.text()
     assert report.found["packages"]["numpy"] is not None
     assert json.loads(json.dumps(report.to_json()))["exit_code"] == 0
 
