@@ -296,7 +296,13 @@ class Steps:
             {"recipe": _plain(self.recipe)},
             [data, teacher, student, *quantized.values(), *verdicts.values()],
             lambda out: stages.report.write_report(
-                self.recipe, data, {"teacher": teacher, "distill": student, **quantized}, verdicts, measured, out
+                self.recipe,
+                data,
+                {"teacher": teacher, "distill": student, **quantized},
+                verdicts,
+                measured,
+                out,
+                seconds=sum(self.workspace.seconds.values()),
             ),
             module="pipeline.stages.report",
         )

@@ -60,6 +60,7 @@ class Workspace:
         self.dir = root / name
         self.dir.mkdir(parents=True, exist_ok=True)
         self.built: list[str] = []
+        self.seconds: dict[str, float] = {}  # what each stage of this run took, also one that an earlier run built
         self._met: set[str] = set()
         self._progress = progress
         self._force = force
@@ -110,6 +111,7 @@ class Workspace:
                 make(out_dir)
             finished = _finish(out_dir, label, key, parts, time.monotonic() - begun_s)
             self.built.append(label)
+        self.seconds[label] = finished["seconds"]
         return kind(dir=out_dir, digest=finished["digest"])
 
     def publish_all(self, folder: str, targets: Mapping[str, Path]) -> dict[str, Path]:

@@ -16,7 +16,6 @@ from benchmarks.device.environment import environment
 from benchmarks.report import render_report
 from pipeline.artifacts import Measured, PreparedData, TrainedModel, Verdict
 from pipeline.recipe import Recipe
-from targets.base import read_json
 
 LIBRARIES = ("torch", "torchvision", "timm", "nncf", "onnx", "onnxruntime", "openvino", "numpy")
 DATA_KEYS = ("source", "num_classes", "num_train", "num_validation", "num_calibration", "num_test")
@@ -29,9 +28,11 @@ def write_report(
     verdicts: Mapping[str, Verdict],
     measured: Mapping[str, Measured],
     out_dir: Path,
+    *,
+    seconds: float,
 ) -> None:
-    """trained: stage (teacher, distill, or a scheme's name for its quantized student) -> model."""
-    render_report(summarize(recipe, prepared, trained, verdicts, measured), out_dir)
+    """trained: stage (teacher, distill, or a scheme's name for its quantized student) -> model; seconds: what all stages took."""
+    render_report(summarize(recipe, prepared, trained, verdicts, measured, seconds), out_dir)
 
 
 def summarize(
@@ -40,15 +41,15 @@ def summarize(
     trained: Mapping[str, TrainedModel],
     verdicts: Mapping[str, Verdict],
     measured: Mapping[str, Measured],
+    seconds: float,
 ) -> dict[str, Any]:
     """The report's document, schema 1: what `benchmarks/report.py` draws."""
     info = prepared.info
-    models = [prepared, *trained.values(), *verdicts.values(), *measured.values()]
     return {
         "schema_version": 1,
         "name": recipe.name,
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": sum(read_json(artifact.dir / "stage.json")["seconds"] for artifact in models),
+        "seconds": seconds,
         "edgestill": metadata.version("edgestill"),
         "marked": "smoke" if recipe.bench.preset == "smoke" else None,
         "machine": _machine(),

@@ -133,6 +133,13 @@ def test_the_report_and_the_bundle_stand_where_the_run_says(built: Any) -> None:
     assert CompiledModel.load(Path(result["bundles"][TARGET]) / "model").precision == verdict["shipped"]
 
 
+def test_the_report_counts_the_time_of_every_stage_before_it(built: Any) -> None:
+    stages = [path for path in built.dir.glob("*/stage.json") if not path.parent.is_symlink()]
+    before = [read_json(path)["seconds"] for path in stages if not path.parent.name.startswith("report-")]
+
+    assert read_json(built.dir / "report" / "summary.json")["seconds"] == pytest.approx(sum(before))
+
+
 def test_the_resolved_recipe_is_written_into_the_run(built: Any) -> None:
     assert read_json(built.dir / "recipe.json") == load_recipe(built.recipe).model_dump(mode="json")
 
