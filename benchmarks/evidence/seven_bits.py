@@ -22,10 +22,10 @@ from typing import Any
 from benchmarks.device.environment import environment
 from benchmarks.evidence.models import MODELS, FloatModel, described
 from benchmarks.evidence.script import parse_out_or_show
-from pipeline.schemes import CPU, SEVEN_BITS
 from targets.base import read_json, write_json
 
 TARGETS = ("onnxruntime-cpu", "openvino-cpu")
+SCHEMES = ("cpu-int8", "cpu-int8-w7")
 HOPS = {
     "graph_to_float": ("INT8 graph", "float graph"),
     "cpu_to_graph": ("INT8, compiled", "INT8 graph"),
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for model in (described(name, arguments.floats) for name in MODELS):
             for target in TARGETS:
-                for scheme in (CPU, SEVEN_BITS):
+                for scheme in SCHEMES:
                     report = _quantize(model, target, scheme, arguments.images, Path(folder) / "out")
                     rows.append(_row(model, target, scheme, report))
     document = {
