@@ -208,7 +208,7 @@ def test_batchnorm_statistics_become_the_plain_average_over_the_photographs() ->
 
 
 def test_the_published_net_is_described_as_such_and_the_others_as_random(tmp_path: Path) -> None:
-    weights = {name: models._described(name, tmp_path).weights for name in models.MODELS}
+    weights = {name: models.described(name, tmp_path).weights for name in models.MODELS}
 
     assert {name for name, kind in weights.items() if kind == "published"} == {"efficientnet_lite0"}
     assert set(weights) == {"resnet18", "mobilenet_v2", "mobilenetv3_small_100", "efficientnet_lite0"}
