@@ -81,6 +81,12 @@ class Run:
         (found,) = self.dir.glob(f"{label}-????????")
         return found
 
+    @property
+    def scheme(self) -> str:
+        """What this machine's CPU wanted; a board gets the same student where this is asked for by name."""
+        (found,) = self.dir.glob("quantize-*-????????")
+        return found.name.removeprefix("quantize-")[:-9]
+
 
 def command(*argv: object) -> Ended:
     """`edgestill argv...` in this process."""

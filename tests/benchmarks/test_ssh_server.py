@@ -313,7 +313,8 @@ def test_a_run_goes_on_from_its_finished_stages_when_the_board_is_back(
     (board.home / "devices.yaml").write_text(
         f"orin: {{address: 'ssh://root@127.0.0.1:{board.server.port}', python: {sys.executable}}}\n"
     )
-    run = ("run", finished.recipe, "--runs", finished.runs, "--set", "targets.0.device=orin", "--json")
+    on_orin = ("--set", "targets.0.device=orin", "--set", f"targets.0.scheme={finished.scheme}")
+    run = ("run", finished.recipe, "--runs", finished.runs, *on_orin, "--json")
 
     compiled = edgestill(*run, "--until", "compile")
     board.server.close()
