@@ -66,5 +66,11 @@ def _lock_file() -> BinaryIO:
 
 def whoami() -> str:
     """What the holder of a lock is called by those who wait."""
-    since = time.strftime("%Y-%m-%d %H:%M")
-    return f"{getpass.getuser()}@{socket.gethostname()}, process {os.getpid()}, since {since}"
+    try:
+        user = getpass.getuser()
+    except (
+        KeyError,
+        OSError,
+    ):  # a number that the system has no name for, as in a container; KeyError until Python 3.12
+        user = f"user {os.getuid()}"
+    return f"{user}@{socket.gethostname()}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M')}"

@@ -76,9 +76,7 @@ def _p(values: Sequence[float]) -> float:
     """Two-sided, of the paired t test. Without any spread the mean decides."""
     if len(set(values)) == 1:
         return 1.0 if values[0] == 0 else 0.0
-    scaled = np.asarray(values) / np.max(
-        np.abs(values)
-    )  # t has no scale, and squares of tiny differences would be zero
+    scaled = np.asarray(values) / np.max(np.abs(values))  # t has no scale, and tiny differences have no squares
     t = np.mean(scaled) * np.sqrt(len(values)) / np.std(scaled, ddof=1)
     return float(2 * special.stdtr(len(values) - 1, -abs(t)))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.device.supervise import LOCK_FILE, locked, open_for_all
-from benchmarks.measuring import this_machine
+from benchmarks.measuring import this_machine, whoami
 from targets.errors import DeviceError
 
 HOLDER = """
@@ -88,6 +90,15 @@ def test_who_comes_over_ssh_finds_this_machine_held(folder: Path) -> None:
     with this_machine(pytest.fail), open_for_all(folder / LOCK_FILE) as file:  # as the supervisor of a session does
         assert not locked(file)
         assert b"process" in file.read()
+
+
+def test_a_user_without_a_name_measures_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user, by number: no USER, and no line in /etc/passwd."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+
+    assert whoami().startswith(f"user 54321@{socket.gethostname()}, process {os.getpid()}")
 
 
 def test_a_lock_that_somebody_laid_elsewhere_is_refused(folder: Path) -> None:
