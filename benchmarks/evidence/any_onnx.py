@@ -11,8 +11,6 @@ that the way holds: lint, placement, each output's cosine and largest difference
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.evidence.models import calibrate_batchnorm, photographs
+from benchmarks.evidence.script import quantize
 from targets.base import Array, Preprocessing, read_json, write_json
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         for name in OUTPUTS:
             path = Path(folder) / f"{name}.onnx"
             export(name, arguments.images, path)
-            found[name] = {target: quantize(path, target, arguments.images, Path(folder)) for target in TARGETS}
+            found[name] = {target: quantize_net(path, target, arguments.images, Path(folder)) for target in TARGETS}
     weights = "random, seeded; BatchNorm statistics from the photographs"
     write_json(arguments.out, {"schema_version": 1, "weights": weights, "size": SIZE, "models": found})
     print(text(found))
@@ -121,16 +120,14 @@ def _net(name: str) -> nn.Module:
     return Heads()
 
 
-def quantize(path: Path, target: str, images: Path, folder: Path) -> dict[str, Any]:
-    """Run the command as a person would; returns what its report says."""
-    argv = [sys.executable, "-m", "pipeline", "quantize", str(path), "--json", "--calibration", str(images)]
-    argv += ["--target", target, "--out", str(folder / f"{path.stem}-{target}"), "--resize", str(SIZE)]
-    argv += ["--mean", _joined(PREPROCESSING.mean), "--std", _joined(PREPROCESSING.std), "--samples", "100"]
+def quantize_net(path: Path, target: str, images: Path, folder: Path) -> dict[str, Any]:
+    """What the report of the command says of it."""
+    options = ["--samples", "100"]
     if metric := METRICS.get(path.stem):
-        argv += ["--metric", metric, "--min-metric", "0.2", "--allow-code"]
+        options += ["--metric", metric, "--min-metric", "0.2", "--allow-code"]
     else:  # random weights: whether INT8 is like float is told, and not gated
-        argv += ["--min-cosine", "0"]
-    report = json.loads(subprocess.run(argv, stdout=subprocess.PIPE, check=False).stdout)
+        options += ["--min-cosine", "0"]
+    report = quantize(path, PREPROCESSING, target, images, folder / f"{path.stem}-{target}", *options)
     return {key: report.get(key) for key in KEPT}
 
 
@@ -149,10 +146,6 @@ def text(found: Mapping[str, Any]) -> str:
                 cells = [name, target, share, row["name"], f"{row['cosine_mean']:.4f}", f"{row['max_abs_delta']:.3g}"]
                 lines.append(f"| {' | '.join([*cells, report['ships'] or 'no INT8'])} |")
     return "\n".join(lines)
-
-
-def _joined(values: Sequence[float] | None) -> str:
-    return ",".join(f"{value:g}" for value in values or ())
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ counts for EfficientNet-Lite0 alone, the other nets have random weights. `--show
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,6 +21,7 @@ import numpy as np
 from benchmarks.bench import Arm, measure_arms
 from benchmarks.devices import Local
 from benchmarks.evidence.models import FloatModel, add_arguments, write_models
+from benchmarks.evidence.script import quantize_ungated
 from targets.base import Placement, read_json, write_json
 
 TARGETS = ("openvino-cpu", "onnxruntime-cpu")
@@ -90,17 +89,8 @@ def _compare(model: FloatModel, target: str, arguments: argparse.Namespace, fold
 
 
 def _quantize(model: FloatModel, target: str, scheme: str, images: Path, out_dir: Path) -> dict[str, Any]:
-    """The command, with every gate wide open: here what falls back is to be measured and not refused."""
-    pre = model.preprocessing
-    argv = [sys.executable, "-m", "pipeline", "quantize", str(model.path), "--json", "--calibration", str(images)]
-    argv += ["--target", target, "--out", str(out_dir), "--threads", str(NUM_THREADS), "--method", "ptq"]
-    argv += ["--mean", _joined(pre.mean), "--std", _joined(pre.std), "--resize", str(pre.resize), "--launches", "1"]
-    argv += ["--min-agreement", "0", "--min-int8-share", "0"]
-    argv += [] if scheme == OWN else ["--scheme", scheme]
-    report: dict[str, Any] = json.loads(subprocess.run(argv, stdout=subprocess.PIPE, check=False).stdout)
-    if report.get("placement") is None:
-        raise SystemExit(f"{model.name} on {target}, {scheme}: {report['error']}")
-    return report
+    options = ["--threads", str(NUM_THREADS), *([] if scheme == OWN else ["--scheme", scheme])]
+    return quantize_ungated(model.path, model.preprocessing, target, images, out_dir, *options)
 
 
 def _in_all(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,10 +118,6 @@ def text(document: Mapping[str, Any]) -> str:
         cells += [f"{found['cosine_mean']:.4f}" if found else "-"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _joined(values: Sequence[float] | None) -> str:
-    return ",".join(f"{value:g}" for value in values or ())
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -10,8 +10,6 @@ No clock is read. On a CPU that does not overflow both schemes answer what the g
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,7 +19,7 @@ from typing import Any
 
 from benchmarks.device.environment import environment
 from benchmarks.evidence.models import MODELS, FloatModel, described
-from benchmarks.evidence.script import parse_out_or_show
+from benchmarks.evidence.script import parse_out_or_show, quantize_ungated
 from targets.base import read_json, write_json
 
 TARGETS = ("onnxruntime-cpu", "openvino-cpu")
@@ -45,8 +43,9 @@ def main(argv: Sequence[str]) -> None:
         for model in (described(name, arguments.floats) for name in MODELS):
             for target in TARGETS:
                 for scheme in SCHEMES:
-                    report = _quantize(model, target, scheme, arguments.images, Path(folder) / "out")
-                    rows.append(_row(model, target, scheme, report))
+                    print(f"{model.name} for {target}, {scheme}", file=sys.stderr, flush=True)
+                    given = (model.path, model.preprocessing, target, arguments.images, Path(folder) / "out")
+                    rows.append(_row(model, target, scheme, quantize_ungated(*given, "--scheme", scheme)))
     document = {
         "schema_version": 1,
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -56,19 +55,6 @@ def main(argv: Sequence[str]) -> None:
     }
     write_json(arguments.out, document)
     print(text(document))
-
-
-def _quantize(model: FloatModel, target: str, scheme: str, images: Path, out_dir: Path) -> dict[str, Any]:
-    pre = model.preprocessing
-    argv = [sys.executable, "-m", "pipeline", "quantize", str(model.path), "--json", "--calibration", str(images)]
-    argv += ["--target", target, "--out", str(out_dir), "--method", "ptq", "--scheme", scheme, "--launches", "1"]
-    argv += ["--mean", _joined(pre.mean), "--std", _joined(pre.std), "--resize", str(pre.resize)]
-    argv += ["--min-agreement", "0", "--min-int8-share", "0"]
-    print(f"{model.name} for {target}, {scheme}", file=sys.stderr, flush=True)
-    report: dict[str, Any] = json.loads(subprocess.run(argv, stdout=subprocess.PIPE, check=False).stdout)
-    if report.get("placement") is None:
-        raise SystemExit(f"{model.name} on {target}, {scheme}: {report['error']}")
-    return report
 
 
 def _row(model: FloatModel, target: str, scheme: str, report: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,10 +85,6 @@ def text(document: Mapping[str, Any]) -> str:
         lines.append(f"| {' | '.join([*cells, agreement])} |")
     lines += ["", f"Mean cosines of the outputs. {document['cpu']} ({document['isa']}), {document['utc'][:10]}."]
     return "\n".join(lines)
-
-
-def _joined(values: Sequence[float] | None) -> str:
-    return ",".join(f"{value:g}" for value in values or ())
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
