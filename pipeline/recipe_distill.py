@@ -57,6 +57,9 @@ class CurriculumConfig(Section):
     fractions: tuple[AboveZero, ...] = Field(
         (), description="replay: one an epoch, as pacing_log of distill.json has them"
     )
+    epoch_length: Literal["shown", "all"] = Field(
+        "shown", description="all: what is shown comes again, in other views, until an epoch is as long as all the data"
+    )
     rescore_every: Count | None = Field(None, description="epochs after which difficulty is measured again; null: once")
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ from targets.base import preprocessing_from_json, read_json
 from targets.errors import DataError
 
 SPLITS = ("train", "validation", "calibration", "test")
-ORDER = 1  # drawn from beside (seed, epoch): an epoch's order must not go with its view, which is drawn from those two
+VIEW, ORDER = 0, 1  # drawn from beside (seed, epoch): an epoch's order must not go with its view
 
 
 @dataclass(frozen=True)
@@ -141,17 +141,19 @@ class Data:
         shown: Tensor | None = None,
         view_seed: int | None = None,
         rows: Sequence[slice] | None = None,
+        number: int = 0,
     ) -> Iterator[Batch]:
-        """Augmented, shuffled batches of one epoch. `shown`: positions within the train split to visit (None: all);
-        `view_seed`: the view to show (None: one that no other epoch shows); `rows`: which of each batch (None: all)."""
-        generator = torch.Generator().manual_seed(mixed_seed(seed, epoch, ORDER))
+        """Augmented, shuffled batches of one pass of an epoch, its `number` from 0. `shown`: positions within the train split to
+        visit (None: all); `view_seed`: the view to show (None: one that no other pass of any epoch shows); `rows`: which of
+        each batch (None: all)."""
+        generator = torch.Generator().manual_seed(mixed_seed(seed, epoch, ORDER, number))
         # Sorted: which samples are shown tells their order, not by how little one is harder than the next.
         positions = torch.arange(self.num_train) if shown is None else shown.cpu().sort().values
         order = positions[torch.randperm(len(positions), generator=generator)]
         batches = [order[batch] for batch in batch_slices(len(order), batch_size)]
         if rows is not None:
             batches = [batch[own] for batch, own in zip(batches, rows, strict=True)]
-        yield from self.view_batches(batches, mixed_seed(seed, epoch) if view_seed is None else view_seed)
+        yield from self.view_batches(batches, mixed_seed(seed, epoch, VIEW, number) if view_seed is None else view_seed)
 
     def view_batches(self, batches: Sequence[Tensor], view_seed: int) -> Iterator[Batch]:
         """These positions of the train split, batch by batch, as one view shows them."""

@@ -14,7 +14,7 @@ from pipeline.learning.epochs import Epoch
 from pipeline.learning.labels import UNLABELLED
 from pipeline.learning.losses import cross_entropy, dist, dkd, kd, standardized
 from pipeline.learning.losses.features import FeatureLoss
-from pipeline.learning.objective import Loss, Objective
+from pipeline.learning.objective import Loss, Objective, Passes
 from pipeline.learning.sample_weights import sample_weights
 from pipeline.learning.schedules import way_done
 from pipeline.learning.teachers import TeacherTrajectory
@@ -88,7 +88,7 @@ class Distillation(Objective):
             return self._own(student_NK, teacher_NK, labels_N)
         return self._sum(student_NK, teacher_NK, labels_N)
 
-    def begin_epoch(self, epoch: int, num_epochs: int, epochs: Sequence[Epoch], model: nn.Module) -> Tensor | None:
+    def begin_epoch(self, epoch: int, num_epochs: int, epochs: Sequence[Epoch], model: nn.Module) -> Passes | None:
         progress = epoch / num_epochs
         self._told = _Told()
         validation_top1 = [one.validation_top1 for one in epochs]

@@ -10,8 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the training curve; top-1 are fractions, `shown_fraction` the share of the samples visited that are there to learn
-    from, `num_images` their number. `train_top1` is of the visited samples that have a label, None where none has.
+    """One line of the training curve; top-1 are fractions. `shown_fraction` is the share of the samples visited that are there to
+    learn from, `num_images` how many images that made: more than samples where some came again. `train_top1` is of the visited
+    samples that have a label, None where none has.
 
     Of the axes of a curriculum, each None where it stood still: the mean temperature of the steps, the factor on what the teacher
     says at the end, and which of its checkpoints taught. `teacher_wrong` is the share of the visited samples that have a label,

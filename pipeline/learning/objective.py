@@ -12,6 +12,7 @@ from pipeline.learning.epochs import Epoch
 
 Loss = Callable[[Tensor, "Tensor | None", Tensor], Tensor]  # student (N, K), teacher (N, K) or None, labels (N,)
 Shown = Callable[[float], "Tensor | None"]  # progress in [0, 1) -> positions in the train split, None for all
+Passes = tuple[Tensor, ...]  # positions in the train split: all that an epoch shows, then what of it comes again
 
 
 def all_samples(progress: float) -> None:
@@ -22,8 +23,8 @@ class Objective(nn.Module):
     """What it learns is a parameter, which the model's own optimizer moves, and what it counts a buffer: both are kept with the
     weights, so that a killed training goes on as it was."""
 
-    def begin_epoch(self, epoch: int, num_epochs: int, epochs: Sequence[Epoch], model: nn.Module) -> Tensor | None:
-        """Positions of the train split that `epoch` (from 0) visits, None for all; `epochs` are those that are done."""
+    def begin_epoch(self, epoch: int, num_epochs: int, epochs: Sequence[Epoch], model: nn.Module) -> Passes | None:
+        """What `epoch` (from 0) visits of the train split, None for all of it once; `epochs` are those that are done."""
         raise NotImplementedError
 
     def begin_step(self, epochs_done: float) -> None:
@@ -46,8 +47,9 @@ class FixedObjective(Objective):
         self._loss = loss
         self._shown = shown
 
-    def begin_epoch(self, epoch: int, num_epochs: int, epochs: Sequence[Epoch], model: nn.Module) -> Tensor | None:
-        return self._shown(epoch / num_epochs)
+    def begin_epoch(self, epoch: int, num_epochs: int, epochs: Sequence[Epoch], model: nn.Module) -> Passes | None:
+        shown = self._shown(epoch / num_epochs)
+        return None if shown is None else (shown,)
 
     def forward(self, student_NK: Tensor, teacher_NK: Tensor | None, labels_N: Tensor) -> Tensor:
         return self._loss(student_NK, teacher_NK, labels_N)

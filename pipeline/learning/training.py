@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch.autograd.profiler import record_function
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.learning.checkpoint import FILE, read_checkpoint, save_checkpoint
-from pipeline.learning.data import Batch, Data, batch_slices
+from pipeline.learning.data import Batch, Data
 from pipeline.learning.distributed import (
     Share,
     agree,
@@ -46,6 +46,7 @@ from pipeline.learning.models import predict, save_weights
 from pipeline.learning.objective import FixedObjective, Objective, Shown, all_samples
 from pipeline.learning.objective import Loss as Loss
 from pipeline.learning.optimization import learning_rate, make_optimizer, survives_channels_last
+from pipeline.learning.passes import Pass, Teacher, pass_batches, plan_passes
 from pipeline.learning.precision import BF16, NO_KERNELS, decide_precision, has_bf16_kernels
 from pipeline.learning.whole_batch import whole_batch
 from pipeline.progress import Progress, Quiet
@@ -80,7 +81,7 @@ def train(
     checkpoint_dir.mkdir(parents=True, exist_ok=True)
     progress = progress if is_first() else Quiet()
     objective = loss if isinstance(loss, Objective) else FixedObjective(loss, shown)
-    answers = _Teacher(teacher, labels, labels.view_seeds if labels is not None else view_seeds)
+    answers = Teacher(teacher, labels, labels.view_seeds if labels is not None else view_seeds)
     run = _begin(model, data, objective, config, seed, checkpoint_dir, answers)
     if run.precision == BF16 and not has_bf16_kernels(data.device):
         progress.say(f"{label}: {NO_KERNELS}")
@@ -90,7 +91,8 @@ def train(
         overall.advance(first_epoch)
         for epoch in range(first_epoch, total):
             visited = from_first(objective.begin_epoch(epoch, total, run.epochs, run.model))
-            done = _train_epoch(run, epoch, visited, progress, label)
+            passes = plan_passes(visited or (None,), epoch, data.num_train, config.batch_size, answers)
+            done = _train_epoch(run, passes, epoch, progress, label)
             _keep(run, done)
             if done.epoch in keep_epochs and is_first():
                 save_weights(run.evaluated, kept_weights(checkpoint_dir, done.epoch))
@@ -109,33 +111,6 @@ def kept_weights(checkpoint_dir: Path, epoch: int) -> Path:
     return checkpoint_dir / f"epoch-{epoch:04d}.safetensors"
 
 
-@dataclass(frozen=True)
-class _Teacher:
-    """Who answers what the teacher is asked: a module, its answers on disk, or nobody; and which views are shown in turn."""
-
-    module: nn.Module | None
-    labels: LabelCache | None
-    view_seeds: Sequence[int] | None
-
-    def view(self, epoch: int) -> int:
-        """The number of the view that an epoch (from 0) shows."""
-        return epoch % len(self.view_seeds) if self.view_seeds else epoch
-
-    def view_seed(self, epoch: int) -> int | None:
-        """None for a view of the epoch's own."""
-        return self.view_seeds[self.view(epoch)] if self.view_seeds else None
-
-    def logits(self, batch: Batch, epoch: int) -> Tensor | None:
-        """(N, K) float32 in the autocast that is on, without gradients; None where nobody answers."""
-        if self.labels is not None:
-            return self.labels.logits(self.view(epoch), batch.index_N)
-        if self.module is None:
-            return None
-        with torch.no_grad():
-            logits_NK: Tensor = self.module(batch.x_NCHW).float()
-        return logits_NK
-
-
 @dataclass
 class _Run:
     """A training between two epochs."""
@@ -143,7 +118,7 @@ class _Run:
     accelerator: Accelerator
     model: nn.Module  # the caller's own module
     forward: nn.Module  # the same, prepared: autocast
-    teacher: _Teacher
+    teacher: Teacher
     optimizer: Any
     average: AveragedModel | None
     data: Data
@@ -181,7 +156,7 @@ def _begin(
     config: TrainConfig,
     seed: int,
     checkpoint_dir: Path,
-    teacher: _Teacher,
+    teacher: Teacher,
 ) -> _Run:
     device = process_state().device
     agree(model.to(device))
@@ -209,21 +184,21 @@ def _begin(
     return _Run(*parts, config, seed, precision, _state_of(model))
 
 
-def _train_epoch(run: _Run, epoch: int, visited: Tensor | None, progress: Progress, label: str) -> Epoch:
+def _train_epoch(run: _Run, passes: Sequence[Pass], epoch: int, progress: Progress, label: str) -> Epoch:
     begun_s = time.monotonic()
     torch.manual_seed((run.seed << 16) + epoch)  # dropout and its like; the data derive their own from the same pair
     run.model.train()
-    shares = _shares(run, visited)
-    num_batches = len(shares)
+    steps = [(one, share) for one in passes for share in one.shares]
+    num_batches = len(steps)
     loss_sum, num_right, num_labelled, num_seen = 0.0, 0, 0, 0
     with progress.task(f"{label} epoch {epoch + 1}/{run.config.epochs}", total=num_batches) as task:
-        batches = _batches(run, epoch, visited, shares)
-        for step, share in enumerate(shares):
+        batches = pass_batches(run.data, passes, epoch, run.seed, run.config.batch_size, run.teacher)
+        for step, (one, share) in enumerate(steps):
             with _range("data"):
                 batch = next(batches)
             rate = learning_rate(run.config, epoch + step / num_batches)
             run.objective.begin_step(epoch + step / num_batches)
-            loss, right, labelled = _train_step(run, batch, share, epoch, rate)
+            loss, right, labelled = _train_step(run, batch, share, one.view, rate)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"{label}: the loss is {loss} in epoch {epoch + 1}, step {step + 1} (learning rate {rate:.2g}). "
@@ -242,7 +217,7 @@ def _train_epoch(run: _Run, epoch: int, visited: Tensor | None, progress: Progre
         loss=loss_sum / num_seen,
         train_top1=top1,
         validation_top1=validation_top1,
-        shown_fraction=num_seen / run.data.num_train,
+        shown_fraction=passes[0].num_samples / run.data.num_train,
         lr=learning_rate(run.config, epoch),
         images_per_s=num_seen / train_s,
         seconds=time.monotonic() - begun_s,
@@ -251,24 +226,7 @@ def _train_epoch(run: _Run, epoch: int, visited: Tensor | None, progress: Progre
     )
 
 
-def _shares(run: _Run, visited: Tensor | None) -> list[Share]:
-    """What this process takes of each batch of an epoch."""
-    num_samples = run.data.num_train if visited is None else len(visited)
-    return [Share.of_batch(one.stop - one.start) for one in batch_slices(num_samples, run.config.batch_size)]
-
-
-def _batches(run: _Run, epoch: int, visited: Tensor | None, shares: Sequence[Share]) -> Iterator[Batch]:
-    return run.data.train_batches(
-        epoch=epoch,
-        seed=run.seed,
-        batch_size=run.config.batch_size,
-        shown=visited,
-        view_seed=run.teacher.view_seed(epoch),
-        rows=[share.rows for share in shares],
-    )
-
-
-def _train_step(run: _Run, batch: Batch, share: Share, epoch: int, rate: float) -> tuple[float, int, int]:
+def _train_step(run: _Run, batch: Batch, share: Share, view: int | None, rate: float) -> tuple[float, int, int]:
     """One step on a share of a batch; of all of it, the loss in nats, and how many were classified right of how many with a label."""
     for group in run.optimizer.param_groups:
         group["lr"] = rate
@@ -276,7 +234,7 @@ def _train_step(run: _Run, batch: Batch, share: Share, epoch: int, rate: float) 
         with _range("forward"), whole_batch(share):
             student_NK = share.gather(run.forward(batch.x_NCHW).float())
         with _range("teacher"), run.accelerator.autocast():
-            teacher_NK = run.teacher.logits(batch, epoch)
+            teacher_NK = run.teacher.logits(batch, view)
         teacher_NK = None if teacher_NK is None else share.gather(teacher_NK)
         labels_N = share.gather(batch.labels_N)
         with _range("loss"):
@@ -378,10 +336,11 @@ def _restore(run: _Run, state: Mapping[str, Any]) -> None:
 
 
 def _trial(
-    model: nn.Module, teacher: _Teacher, data: Data, objective: Objective, config: TrainConfig, seed: int
+    model: nn.Module, teacher: Teacher, data: Data, objective: Objective, config: TrainConfig, seed: int
 ) -> Callable[[bool], None]:
     """Steps on a copy, so that measuring them leaves no trace in the weights."""
-    view_seed = teacher.view_seed(0)
+    view = teacher.view(0)
+    view_seed = teacher.view_seed(view)
     batch = next(iter(data.train_batches(epoch=0, seed=seed, batch_size=config.batch_size, view_seed=view_seed)))
     copied = copy.deepcopy(model).train()
 
@@ -389,7 +348,7 @@ def _trial(
         objective.begin_step(0.0)
         with torch.autocast(batch.x_NCHW.device.type, torch.bfloat16, enabled=bf16):
             student_NK = copied(batch.x_NCHW)
-            teacher_NK = teacher.logits(batch, 0)
+            teacher_NK = teacher.logits(batch, view)
         objective(student_NK.float(), teacher_NK, batch.labels_N).backward()
         if batch.x_NCHW.is_cuda:
             torch.cuda.synchronize()  # else the clock stops before the GPU does

@@ -96,11 +96,17 @@ class Interrupts(Quiet):
 
 
 def run(
-    data: Data, directory: Path, labels: LabelCache | None, progress: Quiet | None = None, **config: Any
+    data: Data,
+    directory: Path,
+    labels: LabelCache | None,
+    progress: Quiet | None = None,
+    *,
+    epoch_length: str = "shown",
+    **config: Any,
 ) -> tuple[Trained, Heard]:
     """Four epochs on a curriculum that shows a part; the teacher in person where there are no labels."""
     training = TrainConfig(**{"epochs": 4, "batch_size": 100, "precision": "fp32", "lr": 0.05, **config})
-    pacing = CurriculumConfig(start_fraction=0.3, full_at=0.75, pacing="linear")
+    pacing = CurriculumConfig(start_fraction=0.3, full_at=0.75, pacing="linear", epoch_length=epoch_length)
     whole = DistillConfig(model="m", train=training, curriculum=pacing, temperature=TEMPERATURE)
     objective = Hears(whole, training, samples=SampleCurriculum(pacing, data, teacher(), seed=SEED))
     heard = objective.heard = Heard()
@@ -123,10 +129,17 @@ def run(
 # --- the same losses ---------------------------------------------------------------------------------------------------
 
 
-def test_cached_in_float32_a_training_has_the_losses_of_one_that_asks_its_teacher(data: Data, tmp_path: Path) -> None:
-    asked, by_asking = run(data, tmp_path / "online", None)
-    read, by_reading = run(data, tmp_path / "cached", cache_of(data, tmp_path / "cache"))
+@pytest.mark.parametrize("epoch_length", ["shown", "all"])
+def test_cached_in_float32_a_training_has_the_losses_of_one_that_asks_its_teacher(
+    data: Data, tmp_path: Path, epoch_length: str
+) -> None:
+    asked, by_asking = run(data, tmp_path / "online", None, epoch_length=epoch_length)
+    read, by_reading = run(data, tmp_path / "cached", cache_of(data, tmp_path / "cache"), epoch_length=epoch_length)
 
+    images = [epoch.num_images for epoch in read.epochs]
+    whole = [data.num_train - 1, data.num_train]  # one sample that is left over is no batch
+    assert images[0] in (whole if epoch_length == "all" else [round(0.3 * data.num_train)])
+    assert images[-1] == data.num_train
     assert [epoch.shown_fraction for epoch in read.epochs] == [epoch.shown_fraction for epoch in asked.epochs]
     assert read.epochs[0].shown_fraction == pytest.approx(0.3, abs=1e-3)
     for online_NK, cached_NK in zip(by_asking.teacher_NK, by_reading.teacher_NK, strict=True):

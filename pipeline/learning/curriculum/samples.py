@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from pipeline.learning.curriculum.difficulty import OF_HISTORY, OF_STUDENT, ScoreHistory, difficulty
 from pipeline.learning.curriculum.pacing import adaptive_fraction, pacing_fraction
 from pipeline.learning.data import Data
+from pipeline.learning.objective import Passes
 from pipeline.learning.soft_labels import soft_labels
+from pipeline.learning.views import mixed_seed
 from pipeline.recipe import CurriculumConfig
 
 
@@ -48,12 +50,15 @@ class SampleCurriculum(nn.Module):
 
     def begin_epoch(
         self, epoch: int, progress: float, validation_top1: Sequence[float | None], student: nn.Module
-    ) -> Tensor:
-        """Positions to visit in `epoch`; measures difficulty again where it is time."""
+    ) -> Passes:
+        """What to visit in `epoch`; measures difficulty again where it is time."""
         if self._told_by_student and epoch % (self._config.rescore_every or 1) == 0:
             self._ask(student)
         fraction = self.fraction(epoch, progress, validation_top1)
-        return first_samples(self._config.order, self.difficulty_N, fraction, seed=self._seed)
+        shown = first_samples(self._config.order, self.difficulty_N, fraction, seed=self._seed)
+        if self._config.epoch_length == "shown":
+            return (shown,)
+        return as_long_as_all(shown, len(self.difficulty_N), seed=mixed_seed(self._seed, epoch))
 
     def _ask(self, student: nn.Module) -> None:
         student_NK, labels_N = soft_labels(student, self._data, "train")
@@ -83,3 +88,16 @@ def first_samples(order: str, difficulty_N: Tensor, fraction: float, *, seed: in
     if order != "random":
         order_N = order_N[torch.argsort(difficulty_N[order_N], stable=True, descending=order == "hard_first")]
     return order_N[:num_shown]
+
+
+def as_long_as_all(shown: Tensor, num_samples: int, *, seed: int) -> Passes:
+    """The shown positions again and again, `num_samples` in all: whole passes, then a part that is drawn by `seed`.
+
+    So a curriculum has as many steps as a training without one. A part of one sample is left out: BatchNorm cannot train on it.
+    """
+    num_whole, num_left = divmod(num_samples, len(shown))
+    passes = (shown,) * num_whole
+    if num_left < 2:
+        return passes
+    drawn = torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))[:num_left]
+    return (*passes, shown[drawn.to(shown.device)])
