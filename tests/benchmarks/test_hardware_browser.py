@@ -133,7 +133,7 @@ def choose(browser: Browser, facet: str, value: str) -> None:
     click(browser, f".facet[data-facet='{facet}'] input[value='{value}']")
 
 
-def test_two_hundred_rows_open_within_two_seconds_in_six_megabytes(
+def test_two_hundred_rows_are_six_megabytes_that_draw_at_first_what_is_in_sight(
     browser: Browser, make_stored: Make, tmp_path: Path
 ) -> None:
     made = [
@@ -156,19 +156,16 @@ def test_two_hundred_rows_open_within_two_seconds_in_six_megabytes(
     ]
     path = render_hardware_report(made, tmp_path / "out", history=HISTORY)
 
-    seconds = min(opening_s(browser, path) for _ in range(4))  # the first one may start the renderer as well
+    browser.open(path)
+    wait_until(browser, "return document.querySelectorAll('#latency .main-svg').length > 0", True)
 
     assert path.stat().st_size < 6_000_000
     assert browser.run(f"return {LINES}.length") == 200
-    assert seconds < 2
+    assert (
+        browser.run("return [...document.querySelectorAll('.plot')].filter(p => p.querySelector('.main-svg')).length")
+        < 6
+    )
     assert browser.complaints() == []
-
-
-def opening_s(browser: Browser, path: Path) -> float:
-    """From the start of navigation until the page is there and its first figure, which is in sight, is drawn."""
-    browser.open(path)
-    wait_until(browser, "return document.querySelectorAll('#latency .main-svg').length > 0", True)
-    return float(browser.run("return performance.now()")) / 1000
 
 
 def test_every_figure_is_drawn_when_it_comes_in_sight_and_nothing_is_fetched(browser: Browser, page_path: Path) -> None:
