@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.statistics import mean_interval
-from pipeline.ablation.arms import ALONE, KD
+from pipeline.ablation.arms import ALONE, KD, RECIPE
 from pipeline.ablation.verdict import TOO_FEW, ArmVerdict, verdicts
 
+BASIC = (ALONE, KD, RECIPE)
 Document = Mapping[str, Any]
 BySeed = Mapping[int, float]
 
@@ -100,6 +101,25 @@ def _how_many(found: ArmVerdict) -> str:
     return f"{TOO_FEW}: {needed}"
 
 
+def overview(document: Document) -> dict[str, str]:
+    """One row for the whole ablation: the student alone, plain KD and the recipe after the last epoch, and the recipe's verdict."""
+    arms = {arm["name"]: arm for arm in document["arms"]}
+    told = {name: _with_interval(by_seed(arms[name], "last", "test_top1")) for name in BASIC if name in arms}
+    gain = _gain(next((one for one in comparisons(document) if one.arm == RECIPE), None))
+    return {
+        "data": ", ".join([dataset_name(document), *_asked(document)]),
+        **{f"{name}, %": told.get(name, "-") for name in BASIC},
+        "recipe against kd, points (95 % CI)": gain["points (95 % CI)"],
+        "verdict": gain["verdict"],
+    }
+
+
+def dataset_name(document: Document) -> str:
+    """What people call the data: without the scheme and the folder of a source."""
+    source: str = document["data"]["source"]
+    return source.rpartition(":")[2].rpartition("/")[2].removesuffix(".npz")
+
+
 def generalization(document: Document) -> list[dict[str, str]]:
     """A row an arm and one of the teacher: means over seeds, after the last epoch."""
     teacher = document["teacher"]["scores"]
@@ -151,14 +171,7 @@ def _at_the_edge(tuning: Mapping[str, Any]) -> bool:
 def condition(document: Document) -> str:
     """Which data, which nets, how long."""
     data, student, teacher = document["data"], document["student"], document["teacher"]
-    labels = data.get("labels", {})  # not in documents of before
-    share, noise = data["condition"]["train_share"], data["condition"]["label_noise"]
-    asked = [
-        f"{share:.0%} of the train split" if share < 1 else "",
-        f"{noise:.0%} of the labels wrong" if noise else "",
-        f"{labels['num_labelled']:,} with a label" if labels.get("num_unlabelled") else "",
-    ]
-    told = f" ({', '.join(filter(None, asked))})" if any(asked) else ""
+    told = f" ({', '.join(asked)})" if (asked := _asked(document)) else ""
     distill, seeds = document["recipe"]["distill"], document["seeds"]
     nets = f"{_net(student)} from {_net(teacher)}" if student is not None else f"from {_net(teacher)}"
     return (
@@ -166,6 +179,19 @@ def condition(document: Document) -> str:
         f"images; {nets}, {distill['train']['epochs'] * distill['rounds']} epochs an arm; seeds {seeds[0]} to {seeds[-1]}; judged on "
         "the last epoch."
     )
+
+
+def _asked(document: Document) -> list[str]:
+    """What the recipe took away from the train split."""
+    data = document["data"]
+    labels = data.get("labels", {})  # not in documents of before
+    share, noise = data["condition"]["train_share"], data["condition"]["label_noise"]
+    asked = [
+        f"{share:.0%} of the train split" if share < 1 else "",
+        f"{noise:.0%} of the labels wrong" if noise else "",
+        f"{labels['num_labelled']:,} with a label" if labels.get("num_unlabelled") else "",
+    ]
+    return list(filter(None, asked))
 
 
 def _net(net: Mapping[str, Any]) -> str:

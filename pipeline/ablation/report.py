@@ -1,4 +1,5 @@
-"""What `edgestill ablate` answers, and its tables in Markdown: `python -m pipeline.ablation.report FILE...`.
+"""What `edgestill ablate` answers, and its tables in Markdown: `python -m pipeline.ablation.report FILE...`, with `--overview` one
+table for all the files, a row a file.
 
 Every figure is computed here from the raw ones of the document, seed by seed, so that no table can say what its file does not.
 """
@@ -17,6 +18,7 @@ from pipeline.ablation.figures import (
     failed_lines,
     gains,
     generalization,
+    overview,
     provenance,
     tuning_line,
 )
@@ -95,11 +97,16 @@ def _line(cells: Iterable[str]) -> str:
 
 def main(paths: Sequence[str]) -> None:
     """Print the tables of these documents, each under its recipe's name where they are several. Raises an EdgestillError."""
+    in_one = paths[:1] == ["--overview"]
+    paths = paths[1:] if in_one else paths
     if not paths:
         raise RecipeError(
             "No file is named. Give what edgestill ablate --export wrote: python -m pipeline.ablation.report FILE..."
         )
     documents = [_read(Path(path)) for path in paths]
+    if in_one:
+        print("\n".join(_markdown_table([overview(document) for document in documents])))
+        return
     heads = [f"**{document['name']}**\n\n" if len(documents) > 1 else "" for document in documents]
     print("\n\n".join(head + markdown(document) for head, document in zip(heads, documents, strict=True)))
 

@@ -232,3 +232,23 @@ def test_a_plan_says_what_is_finished_and_what_shares_a_training(tmp_path: Path)
         "recipe  0         none, the same as kd",
     ]
     assert [one["num_finished"] for one in report.to_json()["plan"]] == [2, 0]
+
+
+def test_the_overview_has_a_row_a_file_with_what_was_taken_from_the_data_and_the_recipes_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    data = document()["data"]
+    cifar = {**data, "source": "npz:somewhere/cifar10.npz", "condition": {"train_share": 1.0, "label_noise": 0.0}}
+    first.write_text(json.dumps(document()))
+    second.write_text(json.dumps(document(arm("kd", KD), arm("recipe", SAME), data=cifar)))
+
+    main(["--overview", str(first), str(second)])
+
+    head, _, one, other = capsys.readouterr().out.splitlines()
+    assert head == "| data | alone, % | kd, % | recipe, % | recipe against kd, points (95 % CI) | verdict |"
+    assert one.startswith("| digits, 20% of the train split, 40% of the labels wrong | 70.00 ± ")
+    interval = stats.ttest_rel(HELPS, KD).confidence_interval(0.95)
+    assert one.endswith(f" | +2.00 ({interval.low * 100:+.2f} to {interval.high * 100:+.2f}) | helps |")
+    assert other.startswith("| cifar10 | - | 73.36 ± ")
+    assert other.endswith(" | no difference |")
