@@ -199,7 +199,10 @@ class DistillConfig(ModelConfig):
         if self.views is None:
             return "online", "views: null, so no view is seen twice"
         if self.views >= self.train.epochs:
-            return "online", f"{self.views} views for {self.train.epochs} epochs: none is seen twice"
+            return (
+                "online",
+                f"{self.views} views for {self.train.epochs} epochs: a cache would save no pass of the teacher",
+            )
         return "cached", f"{self.views} views for {self.train.epochs} epochs: each is seen again"
 
     @property

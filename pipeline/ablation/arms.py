@@ -114,13 +114,21 @@ def in_one_round(config: DistillConfig) -> DistillConfig:
     if rounds == 1 or train is None:
         return config
     changes: dict[str, Any] = {"rounds": 1, "target_top1": None, "train": _stretched(train, rounds)}
+    if config.losses is not None:
+        longer = [one.model_copy(update={"warmup_epochs": one.warmup_epochs * rounds}) for one in config.losses]
+        changes["losses"] = tuple(longer)
     for axis, values in (
         ("curriculum", "fractions"),
         ("temperature_curriculum", "values"),
         ("weight_curriculum", "values"),
     ):
         section = getattr(config, axis)
-        if section is not None and getattr(section, values):
+        if section is None:
+            continue
+        if axis == "temperature_curriculum":
+            section = section.model_copy(update={"reversal_epochs": section.reversal_epochs * rounds})
+            changes[axis] = section
+        if getattr(section, values):
             replayed = tuple(value for value in getattr(section, values) for _ in range(rounds))
             changes[axis] = section.model_copy(update={values: replayed})
     return _with(config, changes)
@@ -128,7 +136,10 @@ def in_one_round(config: DistillConfig) -> DistillConfig:
 
 def _stretched(train: TrainConfig, rounds: int) -> TrainConfig:
     milestones = tuple(epoch * rounds for epoch in train.milestones)
-    return train.model_copy(update={"epochs": train.epochs * rounds, "milestones": milestones})
+    warmup_epochs = train.warmup_epochs * rounds
+    return train.model_copy(
+        update={"epochs": train.epochs * rounds, "milestones": milestones, "warmup_epochs": warmup_epochs}
+    )
 
 
 def _samples_controls(config: DistillConfig, pacing_log: Sequence[float]) -> dict[str, DistillConfig]:

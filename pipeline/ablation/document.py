@@ -76,7 +76,7 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
     return {
         "last": dict(outcome.scores.info["last"]),
         "best": dict(outcome.scores.info["best"]),
-        "best_epoch": rounds[-1]["best_epoch"],
+        "best_epoch": outcome.student.info["weights"]["model.safetensors"]["epoch"],
         "validation_top1_last": rounds[-1]["validation_top1_last"],
         "num_rounds": len(rounds),
         "images_seen": sum(epoch["num_images"] for epoch in epochs),

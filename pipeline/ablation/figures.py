@@ -12,6 +12,7 @@ from benchmarks.statistics import mean_interval
 from pipeline.ablation.arms import ALONE, KD, RECIPE
 from pipeline.ablation.verdict import TOO_FEW, ArmVerdict, verdicts
 
+FEW_SEEDS = 5
 BASIC = (ALONE, KD, RECIPE)
 Document = Mapping[str, Any]
 BySeed = Mapping[int, float]
@@ -159,13 +160,32 @@ def tuning_line(document: Document) -> str:
     tried = ", ".join(
         f"T {one['temperature']:g} w {one['kd_weight']:g}: {_percent(one['validation_top1'], 2)}" for one in grid
     )
-    edge = " Its best temperature is at the edge of the grid." if _at_the_edge(tuning) else ""
+    at_edge = [
+        word for key, word in (("temperature", "temperature"), ("kd_weight", "weight")) if _at_the_edge(tuning, key)
+    ]
+    edge = (
+        f" Its best {' and '.join(at_edge)} {'are' if at_edge[1:] else 'is'} at the edge of the grid."
+        if at_edge
+        else ""
+    )
     return f"Plain KD: {tuned}, the best of {len(grid)} on validation under seed {tuning['seed']} ({tried}).{edge}"
 
 
-def _at_the_edge(tuning: Mapping[str, Any]) -> bool:
-    temperatures = sorted({one["temperature"] for one in tuning["grid"]})
-    return len(temperatures) > 1 and tuning["tuned"]["temperature"] in (temperatures[0], temperatures[-1])
+def _at_the_edge(tuning: Mapping[str, Any], key: str) -> bool:
+    """A weight of 1 is no edge: there is none above."""
+    tried, best = sorted({one[key] for one in tuning["grid"]}), tuning["tuned"][key]
+    return len(tried) > 1 and best in (tried[0], tried[-1]) and not (key == "kd_weight" and best == 1)
+
+
+def doubts(document: Document) -> list[str]:
+    """What makes the verdicts weaker than they look."""
+    trained = [one for arm in document["arms"] for one in arm["seeds"]]
+    precisions = sorted({one["precision"] for one in trained})
+    few = len(document["seeds"]) < FEW_SEEDS
+    return [
+        *([f"Fewer than {FEW_SEEDS} seeds: their spread is hardly known."] if few else []),
+        *([f"Some trained in {' and some in '.join(precisions)}: give one train.precision."] if precisions[1:] else []),
+    ]
 
 
 def condition(document: Document) -> str:

@@ -39,9 +39,13 @@ def _one_after_another(do: AblationSteps, trainings: Sequence[Training]) -> dict
         for training in trainings:
             try:
                 do.outcome(training)
-            except EdgestillError as error:
-                _tell(do.how.progress, training, error)
-                failed[training.name] = error
+            except (
+                Exception
+            ) as error:  # a loss of a person's own may raise anything, and must not take the others with it
+                failed[training.name] = (
+                    error if isinstance(error, EdgestillError) else _foreign(type(error).__name__, error)
+                )
+                _tell(do.how.progress, training, failed[training.name])
             task.advance(1)
     return failed
 
@@ -165,4 +169,9 @@ def _error_of(exit_code: int, told: str) -> EdgestillError | None:
     of_ours = getattr(errors, kind, None)
     if isinstance(of_ours, type) and issubclass(of_ours, EdgestillError):
         return of_ours(message)
+    return _foreign(kind, message)
+
+
+def _foreign(kind: str, message: object) -> EdgestillError:
+    """An error that is none of ours."""
     return EdgestillError(f"{kind}: {message}")

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.ablation.figures import (
     comparisons,
     condition,
+    doubts,
     failed_lines,
     gains,
     generalization,
@@ -71,14 +72,20 @@ class AblationReport:
             return "\n".join(table([one.cells for one in self.plan]))
         document = self.document
         lines = [*table(gains(document)), "", *table(generalization(document)), "", *failed_lines(document)]
-        lines += [condition(document), tuning_line(document), provenance(document)]
+        lines += [condition(document), tuning_line(document), provenance(document), *doubts(document)]
         return "\n".join([*lines, f"written to {self.run_dir}, {self.seconds:.1f} s"])
 
 
 def markdown(document: Mapping[str, Any]) -> str:
     """Two tables, and the lines that say what they hold for."""
     lines = [*_markdown_table(gains(document)), "", *_markdown_table(generalization(document)), ""]
-    told = [condition(document), tuning_line(document), provenance(document), *failed_lines(document)]
+    told = [
+        condition(document),
+        tuning_line(document),
+        provenance(document),
+        *doubts(document),
+        *failed_lines(document),
+    ]
     return "\n".join([*lines, " ".join(told)])
 
 

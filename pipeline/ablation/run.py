@@ -123,13 +123,19 @@ class _Ablation:
 
     def _train(self, trainings: Sequence[Training]) -> dict[str, EdgestillError]:
         """Those that are not finished; what they share is made before, by this process alone."""
-        for config in {training.arm: training.config for training in trainings}.values():
-            self.do.shared(config)
+        unfounded: dict[str, EdgestillError] = {}
+        for arm, config in {training.arm: training.config for training in trainings}.items():
+            try:
+                self.do.shared(config)
+            except EdgestillError as error:
+                self.do.how.progress.say(f"{arm}: failed: {error}")
+                unfounded |= {training.name: error for training in trainings if training.arm == arm}
+        trainings = [training for training in trainings if training.name not in unfounded]
         finished = finished_of(self.look, trainings)
         waiting = [training for training in trainings if training.name not in finished]
         if finished:
             self.do.how.progress.say(f"{len(finished)} of {len(trainings)} trainings are finished")
-        return train_all(self.do, waiting, self.num_processes) if waiting else {}
+        return unfounded | (train_all(self.do, waiting, self.num_processes) if waiting else {})
 
 
 def planned(look: AblationSteps, names: Sequence[str]) -> list[PlannedArm]:

@@ -1,7 +1,8 @@
 """Does an arm help? Paired differences over seeds, an interval, and one of four words.
 
 `helps` and `hurts`: the paired t test (Holm over all arms of the ablation) gives p < 0.05. `no difference`: the 95 % interval
-lies within half a point. `too few seeds`: neither, and how many would decide. Differences are fractions, not points.
+lies within half a point. `too few seeds`: neither, or fewer than three seeds, and how many would decide. Differences are fractions,
+not points.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ HELPS, HURTS, NO_DIFFERENCE, TOO_FEW = "helps", "hurts", "no difference", "too f
 ALPHA = 0.05
 NEGLIGIBLE = 0.005  # half a point of accuracy: gains below it are within seed noise or selection in published logs
 MAX_SEEDS = 1000
+MIN_SEEDS = 3  # accuracies are counts: of two seeds the differences are often equal, and equal ones look as if they had no spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,9 @@ def _judged(arm: str, values: Sequence[float], p: float, num_arms: int) -> ArmVe
     interval = mean_interval(values, 1 - ALPHA)
     assert interval is not None  # of two seeds or more
     low, high = interval
-    if p < ALPHA:
+    if n < MIN_SEEDS:
+        verdict = TOO_FEW
+    elif p < ALPHA:
         verdict = HELPS if mean > 0 else HURTS
     elif low > -NEGLIGIBLE and high < NEGLIGIBLE:
         verdict = NO_DIFFERENCE
@@ -82,9 +86,9 @@ def _p(values: Sequence[float]) -> float:
 
 
 def _seeds_needed(mean: float, sd: float, num_seeds: int, num_arms: int) -> int | None:
-    """The fewest that decide, were mean and spread the true ones: an interval within half a point, or one that excludes zero even
-    at Holm's hardest share of errors, alpha over the number of arms."""
-    more = np.arange(num_seeds + 1, MAX_SEEDS + 1)
+    """The fewest that decide, were mean and spread the true ones, so that about half of such ablations would: an interval within
+    half a point, or one that excludes zero even at Holm's hardest share of errors, alpha over the number of arms."""
+    more = np.arange(max(num_seeds + 1, MIN_SEEDS), MAX_SEEDS + 1)
     is_apart = _half_widths(sd, more, ALPHA / num_arms) < abs(mean)
     is_level = _half_widths(sd, more, ALPHA) < NEGLIGIBLE - abs(mean)
     deciding = more[is_apart | is_level]

@@ -34,14 +34,17 @@ from pipeline.recipe import (
 
 
 def losses_of(config: DistillConfig) -> tuple[LossConfig, ...]:
-    """The losses of the recipe in full: the short form written out, cross-entropy where the list has none, none of weight 0."""
+    """The losses of the recipe in full: the short form written out, cross-entropy where the list has none, and none of weight 0 but
+    cross-entropy that comes as the teacher's word goes."""
+    given: tuple[LossConfig, ...]
     if config.losses is None:
-        short = (KdConfig(weight=config.kd_weight), CrossEntropyConfig(weight=1 - config.kd_weight))
-        return tuple(one for one in short if one.weight > 0)
-    given = config.losses
-    if not any(isinstance(one, CrossEntropyConfig) for one in given):
-        given = (*given, CrossEntropyConfig())
-    return tuple(one for one in given if one.weight > 0)
+        given = (KdConfig(weight=config.kd_weight), CrossEntropyConfig(weight=1 - config.kd_weight))
+    elif not any(isinstance(one, CrossEntropyConfig) for one in config.losses):
+        given = (*config.losses, CrossEntropyConfig())
+    else:
+        given = config.losses
+    moves = config.weight_curriculum is not None and config.weight_curriculum.schedule != "constant"
+    return tuple(one for one in given if one.weight > 0 or (moves and isinstance(one, CrossEntropyConfig)))
 
 
 def asks_teacher(config: DistillConfig) -> bool:

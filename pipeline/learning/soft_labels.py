@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -63,9 +63,17 @@ def labels_of(
 
 
 def cache_soft_labels(
-    teacher: nn.Module, data: Data, of: LabelsOf, directory: Path, config: TrainConfig, progress: Progress
+    teacher: nn.Module,
+    data: Data,
+    of: LabelsOf,
+    directory: Path,
+    config: TrainConfig,
+    progress: Progress,
+    *,
+    after_view: Callable[[], object] = lambda: None,
 ) -> LabelCache:
-    """Ask the teacher once for every view that `directory` lacks, and open the cache.
+    """Ask the teacher once for every view that `directory` lacks, and open the cache. One process alone writes; the others, where
+    there are any, can be told after each view that it is still at work.
 
     In the student's precision and memory format, as a teacher that is asked online: `auto` is the faster one of the teacher's own
     forward pass, decided before the first view and written down. Evaluation mode: a batch's other samples move a logit by float
@@ -80,6 +88,7 @@ def cache_soft_labels(
         for view in missing:
             logits = _told(view_logits(teacher, data, of.view_seeds[view], bf16=precision == "bf16"), task)
             writer.write(view, logits, precision=precision)
+            after_view()
     return LabelCache.open(directory, of, data.device)
 
 

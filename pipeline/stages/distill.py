@@ -1,12 +1,13 @@
 """Stage 2, distill: teach the student from the teacher's soft labels, on the curriculum that the recipe asks for.
 
 Progressive rounds: soft labels, train, evaluate; where the validation target is met, stop; else the soft labels of the
-next round come from the best model so far (the teacher, as long as no student beats it), and the student goes on.
+next round come from the best model so far (the teacher, as long as no student beats it), and the student goes on from its best
+round, which is also the one that ships: a round that made it worse is undone.
 Where the recipe's teacher_forward comes to `cached`, the teacher's soft labels are those of stage soft_labels; a round that learns
 from a student keeps that student's beside the checkpoints, and they are gone with them.
 A student that no teacher helps is shown the samples that have a label. One that was trained elsewhere (`train: null`) is taken as it
 is. An assistant is a student too: of the teacher, or of the assistant before it, by plain KD.
-Reads the data, the teacher and its soft labels. Writes model.safetensors (the best epoch on validation), last.safetensors (the last
+Reads the data, the teacher and its soft labels. Writes model.safetensors (the best epoch on validation), last.safetensors (the very last
 one, which is what an ablation judges) and distill.json (rounds, training curves, pacing).
 """
 # Shapes: N samples, K classes.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from pipeline.how import How
 from pipeline.learning.curriculum import SampleCurriculum
 from pipeline.learning.data import Data
 from pipeline.learning.distillation import Distillation, asks_teacher, losses_of
+from pipeline.learning.distributed import from_first, is_first
 from pipeline.learning.label_cache import LabelCache
 from pipeline.learning.losses.features import FeatureLoss
 from pipeline.learning.models import as_named, count_parameters, save_weights
@@ -91,7 +94,7 @@ def distill(
         raise RecipeError(f"distill.{fault}.")
     views = None if config.num_views is None else view_seeds(how.seed, config.num_views)
     job = _Job(config, config.train, prepared, data, teacher, labels, out_dir, how, seed, views)
-    rounds, last = _rounds(job, student)
+    rounds, best, last = _rounds(job, student)
     used, why = config.decided_teacher_forward
     save_trained(
         student,
@@ -99,9 +102,9 @@ def distill(
         data,
         out_dir,
         "distill",
-        top1_validation=rounds[-1]["validation_top1"],
+        top1_validation=best["validation_top1"],
         rounds=rounds,
-        weights=_weights(rounds[-1], data),
+        weights=_weights(best, rounds[-1], data),
         teacher_forward={"asked": config.teacher_forward, "used": used, "why": why},
     )
     student.load_state_dict(last.last)
@@ -133,12 +136,15 @@ class _Tutor:
     top1: float | None
 
 
-def _rounds(job: _Job, student: nn.Module) -> tuple[list[dict[str, Any]], Trained]:
-    """Train the student in place, round after round; returns what each has to say, and the end of the last training."""
+def _rounds(job: _Job, student: nn.Module) -> tuple[list[dict[str, Any]], dict[str, Any], Trained]:
+    """Train the student in place, round after round, and leave it as its best round did; returns what each has to say, which was
+    the best, and the end of the last training."""
     config, data = job.config, job.data
     model = load_trained(job.teacher, data, allow_code=job.how.allow_code)
     tutor = _Tutor(model, TEACHER, validation_top1(model, data))
     rounds: list[dict[str, Any]] = []
+    best: dict[str, Any] = {}
+    best_weights: dict[str, torch.Tensor] = {}
     for number in range(1, config.rounds + 1):
         trained, told = _round(job, student, tutor, number)
         student_top1 = validation_top1(student, data)
@@ -151,6 +157,10 @@ def _rounds(job: _Job, student: nn.Module) -> tuple[list[dict[str, Any]], Traine
                 **told,
             }
         )
+        if not best or (student_top1 or 0.0) > best["validation_top1"]:
+            best, best_weights = rounds[-1], trained.best
+        else:
+            student.load_state_dict(best_weights)
         if student_top1 is None or tutor.top1 is None:
             break
         if config.target_top1 is not None and student_top1 >= config.target_top1:
@@ -158,9 +168,9 @@ def _rounds(job: _Job, student: nn.Module) -> tuple[list[dict[str, Any]], Traine
             job.how.progress.say(f"distill: {met}")
             break
         if student_top1 > tutor.top1:
-            best = _frozen_copy(student, config, data, job.how.allow_code)
-            tutor = _Tutor(best, f"student of round {number}", student_top1)
-    return rounds, trained
+            copied = _frozen_copy(student, config, data, job.how.allow_code)
+            tutor = _Tutor(copied, f"student of round {number}", student_top1)
+    return rounds, best, trained
 
 
 def _round(job: _Job, student: nn.Module, tutor: _Tutor, number: int) -> tuple[Trained, dict[str, Any]]:
@@ -200,7 +210,14 @@ def _cache(job: _Job, tutor: _Tutor) -> LabelCache | None:
     if tutor.name == TEACHER and job.labels is not None:
         return LabelCache.open(job.labels.dir, of, job.data.device)
     directory = job.out_dir / CHECKPOINT_DIR / f"soft-labels-{of.teacher[:8]}"
-    return cache_soft_labels(tutor.model, job.data, of, directory, job.training, job.how.progress)
+    if not is_first():
+        while not from_first(True):  # one word a view
+            pass
+        return LabelCache.open(directory, of, job.data.device)
+    told = partial(from_first, False)
+    cache = cache_soft_labels(tutor.model, job.data, of, directory, job.training, job.how.progress, after_view=told)
+    from_first(True)
+    return cache
 
 
 def few_views(num_epochs: int, view_seeds: tuple[int, ...] | None, cache: LabelCache | None) -> str | None:
@@ -224,13 +241,12 @@ def _facts(cache: LabelCache) -> dict[str, Any]:
     return {**stored, "precision": cache.info["precision"], "seconds_a_view": cache.seconds_a_view}
 
 
-def _weights(last_round: Mapping[str, Any], data: Data) -> dict[str, Any]:
-    """Which epoch each file of weights holds."""
-    number, best = last_round["round"], last_round["best_epoch"]
+def _weights(best: Mapping[str, Any], last: Mapping[str, Any], data: Data) -> dict[str, Any]:
+    """Which epoch of which round each file of weights holds."""
     chosen_by = "validation top-1" if data.num_validation else "nothing: there is no validation split"
     return {
-        "model.safetensors": {"round": number, "epoch": best, "chosen_by": chosen_by},
-        "last.safetensors": {"round": number, "epoch": len(last_round["epochs"]), "chosen_by": "the last epoch"},
+        "model.safetensors": {"round": best["round"], "epoch": best["best_epoch"], "chosen_by": chosen_by},
+        "last.safetensors": {"round": last["round"], "epoch": len(last["epochs"]), "chosen_by": "the last epoch"},
     }
 
 

@@ -115,6 +115,24 @@ def test_in_one_round_milestones_and_replayed_values_are_stretched() -> None:
     assert config.curriculum.fractions == (0.2, 0.2, 0.5, 0.5, 1.0, 1.0)
 
 
+def test_in_one_round_what_is_told_in_epochs_is_stretched_for_the_baselines_too() -> None:
+    found = arms(
+        recipe_of(
+            {
+                "train": {"epochs": 3, "warmup_epochs": 0.5},
+                "rounds": 2,
+                "losses": [{"name": "dkd", "warmup_epochs": 1.5}],
+                "temperature_curriculum": {"schedule": "learned", "reversal_epochs": 2},
+            }
+        )
+    )
+
+    assert {found[name].train.warmup_epochs for name in ("alone", "kd", "one-round")} == {1.0}
+    assert found["one-round"].losses[0].warmup_epochs == 3.0
+    assert found["one-round"].temperature_curriculum.reversal_epochs == 4
+    assert (found["recipe"].train.warmup_epochs, found["recipe"].losses[0].warmup_epochs) == (0.5, 1.5)
+
+
 def test_arms_that_are_the_same_share_their_trainings() -> None:
     recipe = recipe_of({"temperature": 8.0, "kd_weight": 0.5, "curriculum": {**CURRICULUM, "order": "random"}})
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.statistics import holm
-from pipeline.ablation.figures import comparisons, gains, generalization, tuning_line
+from pipeline.ablation.figures import comparisons, doubts, gains, generalization, tuning_line
 from pipeline.ablation.report import AblationReport, PlannedArm, main, markdown
 from targets.errors import IntegrityError, RecipeError, TrainingError
 
@@ -179,6 +179,29 @@ def test_how_plain_kd_was_tuned_is_told_and_that_the_grid_ends_where_it_is_best(
     )
     given = {**found["tuning"], "grid": []}
     assert tuning_line({**found, "tuning": given}).endswith("as the recipe gives them, not tuned.")
+
+
+def test_a_weight_at_the_edge_of_the_grid_is_told_but_not_one_of_1() -> None:
+    def said(tuned: float, *tried: float) -> str:
+        grid = [{"temperature": 4.0, "kd_weight": weight, "validation_top1": 0.7} for weight in tried]
+        tuning = {"tuned": {"temperature": 4.0, "kd_weight": tuned}, "seed": 0, "grid": grid}
+        return tuning_line(document(tuning=tuning))
+
+    assert said(0.9, 0.5, 0.9).endswith("Its best weight is at the edge of the grid.")
+    assert "edge" not in said(1.0, 0.5, 1.0)
+    assert "edge" not in said(0.9, 0.5, 0.9, 1.0)
+
+
+def test_what_weakens_the_verdicts_is_said_below_them() -> None:
+    mixed = arm("recipe", HELPS)
+    mixed["seeds"][2]["precision"] = "bf16"
+
+    assert doubts(document()) == []
+    assert doubts(document(arm("kd", KD), mixed)) == [
+        "Some trained in bf16 and some in fp32: give one train.precision."
+    ]
+    assert doubts(document(seeds=[1, 2, 3])) == ["Fewer than 5 seeds: their spread is hardly known."]
+    assert "hardly known" in markdown(document(seeds=[1, 2, 3]))
 
 
 def test_the_text_the_markdown_and_the_json_say_the_same(tmp_path: Path) -> None:

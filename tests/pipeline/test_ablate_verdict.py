@@ -104,6 +104,14 @@ def test_arms_that_are_the_same_are_told_apart_in_at_most_one_of_twenty(num_seed
     assert stats.binomtest(wrong, 2000, 0.05, alternative="greater").pvalue > 1e-3
 
 
+@given(st.lists(st.sampled_from([-0.0004, -0.0002, 0.0002, 0.0004, 0.05]), min_size=2, max_size=2))
+def test_two_seeds_decide_nothing_for_equal_differences_are_common_among_counts(differences: list[float]) -> None:
+    (found,) = verdicts({"arm": differences})
+
+    assert found.verdict == TOO_FEW
+    assert found.seeds_needed is None or found.seeds_needed >= 3
+
+
 def test_identical_results_are_no_difference_and_one_seed_is_no_ablation() -> None:
     assert only([0.0, 0.0, 0.0]) == NO_DIFFERENCE
     with pytest.raises(RecipeError, match="arm 'arm' has fewer than two seeds"):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scipy.stats import entropy
 
 from pipeline.learning.curriculum import adaptive_fraction, difficulty, first_samples, pacing_fraction, shown_samples
 from pipeline.learning.curriculum.difficulty import ScoreHistory
+from pipeline.learning.schedules import way_done
 from pipeline.recipe import CurriculumConfig
 from targets.errors import RecipeError, TrainingError
 
@@ -118,6 +120,18 @@ def test_pacing_follows_the_published_formula(pacing: str, quarter: float, half:
 
     assert pacing_fraction(config, 0.125) == pytest.approx(quarter)
     assert pacing_fraction(config, 0.25) == pytest.approx(half)
+
+
+def test_a_step_is_taken_in_the_epoch_in_which_it_is_due() -> None:
+    """In exact fractions; 6 / 10 / 0.8 * 4 is a little below 3 in floats."""
+    for hundredths, num_epochs, num_steps in itertools.product(range(10, 101, 10), range(1, 41), range(1, 9)):
+        config = CurriculumConfig(pacing="baby_step", start_fraction=0.5, full_at=hundredths / 100, num_steps=num_steps)
+        for epoch in range(num_epochs):
+            exact = Fraction(epoch * 100 * num_steps, num_epochs * hundredths)
+            steps = min(math.floor(exact), num_steps)
+            assert pacing_fraction(config, epoch / num_epochs) == pytest.approx(0.5 + 0.5 * steps / num_steps)
+            done = way_done("step", epoch / num_epochs, full_at=hundredths / 100, num_steps=num_steps)
+            assert done == pytest.approx(steps / num_steps)
 
 
 @given(st.floats(0.01, 1.0), st.floats(0.01, 1.0), PROGRESS)

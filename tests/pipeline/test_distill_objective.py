@@ -82,6 +82,23 @@ def test_the_weight_axis_moves_from_the_teacher_to_the_labels() -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize(
+    "teacher_alone",
+    [
+        {"kd_weight": 1.0},
+        {"losses": [{"name": "kd", "weight": 1.0}, {"name": "cross_entropy", "weight": 0.0}]},
+    ],
+    ids=["short form", "list"],
+)
+def test_the_weight_axis_ends_at_the_labels_where_they_counted_nothing_before(teacher_alone: dict[str, Any]) -> None:
+    axis = {"schedule": "linear", "end": 0.0, "full_at": 0.5}
+
+    begin, end = (loss_at(epoch, **teacher_alone, weight_curriculum=axis) for epoch in (0.0, 9.0))
+
+    torch.testing.assert_close(begin, kd(STUDENT_NK, TEACHER_NK, temperature=4.0).mean())
+    torch.testing.assert_close(end, torch.nn.functional.cross_entropy(STUDENT_NK, LABELS_N))
+
+
 def test_the_temperature_axis_is_that_of_every_loss_without_one_of_its_own() -> None:
     axis = {"schedule": "linear", "end": 2.0, "full_at": 1.0}
     losses = [{"name": "kd"}, {"name": "dist", "temperature": 7.0}, {"name": "cross_entropy", "weight": 0}]
@@ -212,6 +229,7 @@ AXES: dict[str, dict[str, Any]] = {
     "forgetting": {
         "curriculum": {"difficulty": "forgetting", "rescore_every": 2, "start_fraction": 0.3, "full_at": 1.0}
     },
+    "epochs as long as all": {"curriculum": {"start_fraction": 0.3, "full_at": 1.0, "epoch_length": "all"}},
     "aum": {"curriculum": {"difficulty": "aum", "rescore_every": 1, "start_fraction": 0.3, "full_at": 1.0}},
     "all": {
         "losses": [

@@ -346,6 +346,27 @@ def test_a_recipe_run_by_accelerate_launch_in_two_processes_comes_to_what_one_co
     assert two["training"]["epochs"][0]["loss"] == pytest.approx(one["training"]["epochs"][0]["loss"], rel=1e-3)
 
 
+def test_two_processes_read_the_soft_labels_that_one_of_them_wrote_of_a_student(
+    edgestill: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    model = {"model": "resnet8", "args": {"widths": [4, 4, 8, 8]}}
+    slow = {"epochs": 1, "lr": 1e-6, "batch_size": 64, "precision": "fp32"}  # so that its student beats it
+    fast = {"epochs": 2, "lr": 0.03, "batch_size": 64, "precision": "fp32"}
+    distill = {**model, "train": fast, "kd_weight": 0.1, "rounds": 2, "views": 2, "teacher_forward": "cached"}
+    recipe = tiny_recipe(teacher={**model, "train": slow}, distill=distill)
+
+    ended = launched("run", recipe, "--runs", tmp_path / "two", "--until", "distill")
+
+    assert ended.returncode == 0, ended.stderr
+    assert edgestill("run", recipe, "--runs", tmp_path / "one", "--until", "distill").code == 0
+    two, one = (_stage(tmp_path / runs, "distill") for runs in ("two", "one"))
+    told = [json.loads((stage / "distill.json").read_text())["rounds"] for stage in (two, one)]
+    assert [[one["soft_labels_from"] for one in rounds] for rounds in told] == [["teacher", "student of round 1"]] * 2
+    ours, theirs = (load_file(stage / "last.safetensors") for stage in (two, one))
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=BOUND, atol=BOUND, msg=name)
+
+
 def _stage(runs: Path, label: str) -> Path:
     (found,) = (runs / "tiny").glob(f"{label}-*")
     return found

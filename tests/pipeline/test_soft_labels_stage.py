@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.artifacts import PreparedData, SoftLabels, TrainedModel
@@ -96,7 +98,7 @@ def distilled(
     [
         ({}, "online", "views: null"),
         ({"views": 2}, "cached", "2 views for 10 epochs"),
-        ({"views": 10}, "online", "none is seen twice"),
+        ({"views": 10}, "online", "a cache would save no pass"),
         ({"views": 2, "teacher_forward": "online"}, "online", "the recipe says so"),
         ({"teacher_forward": "cached"}, "cached", "the recipe says so"),
         ({"views": 2, "kd_weight": 0}, "online", "no loss asks the teacher"),
@@ -326,6 +328,48 @@ def test_a_later_rounds_teacher_is_asked_once_a_view_and_a_killed_stage_asks_nob
     (kept,) = (tmp_path / "s" / CHECKPOINT_DIR).glob("soft-labels-*/soft_labels.json")
     assert {read_json(kept)["teacher"]} == whom != {labels.info["teacher"]}
     assert (tmp_path / "s" / "last.safetensors").read_bytes() == first
+
+
+@pytest.mark.parametrize(("top1", "best"), [((0.5, 0.2, 0.3), 1), ((0.2, 0.5, 0.3), 2), ((0.2, 0.3, 0.5), 3)])
+def test_the_best_round_ships_and_a_later_one_goes_on_from_it(
+    data: PreparedData,
+    teacher: TrainedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    top1: tuple[float, ...],
+    best: int,
+) -> None:
+    begun: list[dict[str, Tensor]] = []
+    ended: list[dict[str, Tensor]] = []
+    learn = vars(distill_stage)["train"]
+
+    def noted(student: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        begun.append({name: value.clone() for name, value in student.state_dict().items()})
+        trained = learn(student, *args, **kwargs)
+        ended.append(trained.best)
+        return trained
+
+    scores = iter([0.9, *top1])
+    monkeypatch.setattr(distill_stage, "train", noted)
+    monkeypatch.setattr(distill_stage, "validation_top1", lambda model, data: next(scores))
+
+    told = distilled(DistillConfig(**NET, train=TRAIN, rounds=3), data, teacher, tmp_path)
+
+    best_so_far = [max(range(number), key=top1.__getitem__) for number in (1, 2)]
+    for start, source in zip(begun[1:], best_so_far, strict=True):
+        assert_same(start, ended[source])
+    assert_same(load_file(tmp_path / "model.safetensors"), ended[best - 1])
+    assert told["top1_validation"] == max(top1)
+    assert {name: one["round"] for name, one in told["weights"].items()} == {
+        "model.safetensors": best,
+        "last.safetensors": 3,
+    }
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=0, atol=0, msg=name)
 
 
 # --- best and last -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from pipeline.learning.schedules import ROUNDING
 from pipeline.recipe import CurriculumConfig
 
 
@@ -33,7 +34,7 @@ def _growth(pacing: str, x: float, num_steps: int) -> float:
     if pacing == "step":
         return 0.0
     if pacing == "baby_step":
-        return math.floor(x * num_steps) / num_steps
+        return math.floor(x * num_steps + ROUNDING) / num_steps
     if pacing == "exponential":
         return math.expm1(10 * x) / math.expm1(10)
     if pacing == "log":

@@ -93,7 +93,8 @@ def first_samples(order: str, difficulty_N: Tensor, fraction: float, *, seed: in
 def as_long_as_all(shown: Tensor, num_samples: int, *, seed: int) -> Passes:
     """The shown positions again and again, `num_samples` in all: whole passes, then a part that is drawn by `seed`.
 
-    So a curriculum has as many steps as a training without one. A part of one sample is left out: BatchNorm cannot train on it.
+    So a curriculum shows as many images as a training without one, in a few steps more where passes end in smaller batches. A part
+    of one sample is left out: BatchNorm cannot train on it.
     """
     num_whole, num_left = divmod(num_samples, len(shown))
     passes = (shown,) * num_whole
