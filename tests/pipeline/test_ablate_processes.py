@@ -9,13 +9,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.ablation.processes import _error_of, threads_each
-from targets.errors import EdgestillError, TrainingError
+from pipeline.ablation.run import _Ablation
+from pipeline.ablation.steps import Training
+from pipeline.how import How
+from pipeline.recipe import DistillConfig
+from pipeline.workspace import Stopped
+from targets.errors import EdgestillError, RecipeError, TrainingError
 
 Cli = Callable[..., Any]
 # Each starts several programs that import torch.
@@ -164,3 +170,51 @@ def test_how_a_process_ended_is_told_in_its_own_words_or_ours(
     assert type(error) is kind
     assert words in str(error)
     assert _error_of(0, told) is None
+
+
+@dataclass
+class Stages:
+    """Those of an ablation, without any work: what `wrong` needs raises, or its training does."""
+
+    error: Exception
+    is_shared: bool
+    trained: list[str] = field(default_factory=list)
+    how: How = field(default_factory=How)
+
+    def shared(self, config: DistillConfig) -> None:
+        if self.is_shared and config.temperature == WRONG:
+            raise self.error
+
+    def outcome(self, training: Training) -> None:
+        if training.config.temperature == WRONG:
+            raise self.error
+        self.trained.append(training.name)
+
+
+class FindsNothing:
+    def outcome(self, training: Training) -> None:
+        raise Stopped("data", "never built")
+
+
+WRONG = 9.0
+
+
+@pytest.mark.parametrize(
+    ("error", "is_shared", "told"),
+    [
+        (RecipeError("its assistant is too small"), True, "its assistant is too small"),
+        (ValueError("of a loss of one's own"), False, "ValueError: of a loss of one's own"),
+    ],
+    ids=["what it needs", "its training"],
+)
+def test_an_arm_that_cannot_be_trained_takes_no_other_with_it(error: Exception, is_shared: bool, told: str) -> None:
+    do: Any = Stages(error, is_shared)
+    look: Any = FindsNothing()
+    configs = {"kd": DistillConfig(model="m"), "wrong": DistillConfig(model="m", temperature=WRONG)}
+    trainings = [Training(arm=arm, seed=seed, config=config) for seed in (1, 2) for arm, config in configs.items()]
+
+    failed = _Ablation(do, look, 1)._train(trainings)
+
+    assert do.trained == ["kd, seed 1", "kd, seed 2"]
+    assert {name: str(one) for name, one in failed.items()} == {"wrong, seed 1": told, "wrong, seed 2": told}
+    assert all(isinstance(one, EdgestillError) for one in failed.values())

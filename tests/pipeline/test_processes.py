@@ -66,7 +66,13 @@ DISTILLING = DistillConfig(
     temperature_curriculum={"schedule": "learned", "reversal_epochs": 1, "span": 5},
     weight_curriculum={"per_sample": "superloss"},
     # In random order: rounding cannot move a sample across the cut between what is shown and what is not.
-    curriculum={"difficulty": "el2n", "rescore_every": 1, "order": "random", "start_fraction": 0.6},
+    curriculum={
+        "difficulty": "el2n",
+        "rescore_every": 1,
+        "order": "random",
+        "start_fraction": 0.6,
+        "epoch_length": "all",
+    },
     train={"epochs": 3, "batch_size": 47, "lr": 0.1, "precision": "fp32", "ema_decay": 0.5, "grad_clip": 1.0},
 )
 
@@ -350,7 +356,7 @@ def test_two_processes_read_the_soft_labels_that_one_of_them_wrote_of_a_student(
     edgestill: Any, tiny_recipe: Any, tmp_path: Path
 ) -> None:
     model = {"model": "resnet8", "args": {"widths": [4, 4, 8, 8]}}
-    slow = {"epochs": 1, "lr": 1e-6, "batch_size": 64, "precision": "fp32"}  # so that its student beats it
+    slow = {"epochs": 1, "lr": 0.01, "batch_size": 64, "precision": "fp32"}  # so that its student beats it
     fast = {"epochs": 2, "lr": 0.03, "batch_size": 64, "precision": "fp32"}
     distill = {**model, "train": fast, "kd_weight": 0.1, "rounds": 2, "views": 2, "teacher_forward": "cached"}
     recipe = tiny_recipe(teacher={**model, "train": slow}, distill=distill)
