@@ -19,6 +19,7 @@ from benchmarks.inventory import KIT, LOCAL, open_device
 from benchmarks.ssh import Ssh
 from pipeline.progress import Progress, Task
 from pipeline.recipe import TargetConfig
+from pipeline.workspace import Stopped
 from targets.base import read_json, write_json
 from targets.errors import DeviceError, EdgestillError, TargetError
 
@@ -38,7 +39,8 @@ class Job(Generic[T]):
 def on_devices(jobs: Sequence[Job[T]], progress: Progress) -> tuple[dict[str, T], dict[str, EdgestillError]]:
     """Do every job; returns what came of them and what failed, by their names, in their order.
 
-    An exception that is not an EdgestillError is raised once all have ended. An interrupt stops the boards first.
+    An exception that is not an EdgestillError is raised once all have ended; that a run stops where it was told to is no news where
+    something failed on the way. An interrupt stops the boards first.
     """
     outcomes: dict[str, T | Exception] = {}
     of_device: dict[str, list[Job[T]]] = {}
@@ -63,11 +65,14 @@ def on_devices(jobs: Sequence[Job[T]], progress: Progress) -> tuple[dict[str, T]
         _stop(threads, devices.values())
         raise
     ordered = {job.name: outcomes[job.name] for job in jobs}
+    errors = {name: error for name, error in ordered.items() if isinstance(error, EdgestillError)}
     for outcome in ordered.values():
+        if isinstance(outcome, Stopped) and errors:
+            raise next(iter(errors.values()))
         if isinstance(outcome, Exception) and not isinstance(outcome, EdgestillError):
             raise outcome
     done = {name: outcome for name, outcome in ordered.items() if not isinstance(outcome, Exception)}
-    return done, {name: error for name, error in ordered.items() if isinstance(error, EdgestillError)}
+    return done, errors
 
 
 def _one_after_another(

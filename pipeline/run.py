@@ -34,7 +34,7 @@ from targets.errors import BudgetError, EdgestillError, GateError, MeasurementEr
 
 STAGES = (
     *("data", "teacher", "assistant", "soft_labels", "distill", "quantize", "export", "score"),
-    *("compile", "measure", "verdict", "bundle", "kit", "report"),
+    *("kit", "compile", "measure", "verdict", "bundle", "report"),
 )
 ERROR_OF_CODE = {error.exit_code: error for error in (GateError, BudgetError, TargetError, MeasurementError)}
 
@@ -80,31 +80,43 @@ def pipeline(recipe: Recipe, workspace: Workspace, how: How) -> Finished:
     tutor = do.train_assistants(data, teacher)  # the teacher itself where the recipe has none
     labels = do.soft_labels(data, tutor)  # None where the teacher is asked in every step
     student = do.distill(data, tutor, labels)
+    # Stage by stage, not target by target, so that `--until` finds a stage whole. Targets of one scheme share a quantized student.
+    wanted = {name: (scheme, target) for scheme, targets in by_scheme(recipe.targets) for name, target in targets}
+    dialects = {
+        name: dialect_of(scheme, make_target(one.name, one.options).dialect) for name, (scheme, one) in wanted.items()
+    }
+    quantized = {scheme: do.quantize(scheme, data, student) for scheme, _ in wanted.values()}
     floats = {role: do.export_float(role, model, data) for role, model in (("student", student), ("teacher", teacher))}
-    quantized: dict[str, TrainedModel] = {}
-    kits: dict[str, Kit] = {}
+    int8 = {
+        name: do.export_quantized(scheme, dialects[name], quantized[scheme], student, data)
+        for name, (scheme, _) in wanted.items()
+    }
+    scores = {
+        name: (
+            do.score(scheme, data, teacher, student, quantized[scheme]),
+            do.score_onnx(scheme, dialects[name], int8[name], data),
+        )
+        for name, (scheme, _) in wanted.items()
+    }
+    kits = {
+        name: do.kit(name, target, int8[name], floats["student"], scores[name][1], data)
+        for name, (_, target) in wanted.items()
+        if target.device == KIT
+    }
     jobs: list[Job[Deployed]] = []
-    for scheme, targets in by_scheme(recipe.targets):  # targets that share a scheme share one quantized student
-        quantized[scheme] = do.quantize(scheme, data, student)
-        scores = do.score(scheme, data, teacher, student, quantized[scheme])
-        trained = {"teacher": teacher, "student": student, "quantized": quantized[scheme]}
-        for name, target in targets:
-            dialect = dialect_of(scheme, make_target(target.name, target.options).dialect)
-            int8 = do.export_quantized(scheme, dialect, quantized[scheme], student, data)
-            onnx_scores = do.score_onnx(scheme, dialect, int8, data)
-            if target.device == KIT:
-                kits[name] = do.kit(name, target, int8, floats["student"], onnx_scores, data)
-                continue
-            made = Made(
-                name=name,
-                target=target,
-                data=data,
-                int8=int8,
-                floats=floats,
-                trained=trained,
-                scores=(scores, onnx_scores),
-            )
-            jobs.append(Job(name, target.device, partial(deploy, do, made)))
+    for name, (scheme, target) in wanted.items():
+        if target.device == KIT:
+            continue
+        made = Made(
+            name=name,
+            target=target,
+            data=data,
+            int8=int8[name],
+            floats=floats,
+            trained={"teacher": teacher, "student": student, "quantized": quantized[scheme]},
+            scores=scores[name],
+        )
+        jobs.append(Job(name, target.device, partial(deploy, do, made)))
     deployed, failures = on_devices(jobs, how.progress)
     if failures and not deployed and not kits:
         raise next(iter(failures.values()))
@@ -213,7 +225,10 @@ def run_recipe(
         include_samples=include_samples,
         sign_key=sign_key,
     )
-    workspace = Workspace(runs_dir, recipe.name, progress, force=force, until=until, dry_run=dry_run)
+    beyond = STAGES[STAGES.index(until) + 1 :] if until is not None else ()
+    workspace = Workspace(
+        runs_dir, recipe.name, progress, force=force, until=until, beyond=frozenset(beyond), dry_run=dry_run
+    )
     begun_s = time.monotonic()
     with workspace.locked():
         write_json(workspace.dir / "recipe.json", recipe.model_dump(mode="json"))

@@ -54,6 +54,7 @@ class Steps:
         offline, known = self.how.offline, self.workspace.dir / ".data-digests.json"
         digests = [data_digest(locate(config, offline=offline), known)]
         digests += [data_digest(locate_unlabelled(config, name, offline=offline), known) for name in config.unlabelled]
+        digests += reader_digests(config.source, *config.unlabelled)
         return self.workspace.build(
             PreparedData,
             "data",
@@ -317,6 +318,11 @@ class Steps:
 
 def _plain(config: BaseModel) -> dict[str, Any]:
     return config.model_dump(mode="json")
+
+
+def reader_digests(*sources: str) -> list[str]:
+    """The code of every reader of a person's own among these sources, with what it imports."""
+    return [code_digest(source) for source in sources if source.startswith(PREFIX)]
 
 
 def own_digests(checkpoint: Path | None, *references: str | None) -> list[str]:

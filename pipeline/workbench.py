@@ -118,20 +118,29 @@ def whole_directory(out_dir: Path, verb: str, *, keep: Sequence[Path]) -> Iterat
 
     Only what the same verb wrote before is replaced, and never what holds a path of `keep`. Raises RecipeError.
     """
-    out_dir = out_dir.absolute()
-    if any(path.absolute().is_relative_to(out_dir) for path in keep) or not _replaceable(out_dir, verb):
+    out_dir = out_dir.resolve()  # a link stays, and what it points to is replaced
+    if out_dir.is_mount():
+        raise RecipeError(f"--out {out_dir}: it is a mount point, which nothing can replace. Name a directory in it.")
+    if any(path.resolve().is_relative_to(out_dir) for path in keep) or not _replaceable(out_dir, verb):
         raise RecipeError(
             f"--out {out_dir}: it holds files that 'edgestill {verb}' did not write. Name another directory, or empty it."
         )
-    partial = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.partial")
+    partial, before = (out_dir.with_name(f".{out_dir.name}.{os.getpid()}.{kind}") for kind in ("partial", "before"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        shutil.rmtree(out_dir, ignore_errors=True)
-        partial.rename(out_dir)
+        if out_dir.exists():
+            out_dir.rename(before)
+        try:
+            partial.rename(out_dir)
+        except OSError:
+            if before.exists():
+                before.rename(out_dir)
+            raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in (partial, before):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _replaceable(out_dir: Path, verb: str) -> bool:

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -55,16 +55,17 @@ class Workspace:
         *,
         force: str | None = None,
         until: str | None = None,
+        beyond: Collection[str] = (),
         dry_run: bool = False,
     ) -> None:
+        """beyond: the stages that come after `until`, the last one wanted."""
         self.dir = root / name
         self.dir.mkdir(parents=True, exist_ok=True)
         self.built: list[str] = []
         self.seconds: dict[str, float] = {}  # what each stage of this run took, also one that an earlier run built
-        self._met: set[str] = set()
         self._progress = progress
         self._force = force
-        self._until = until
+        self._until, self._beyond = until, beyond
         self._dry_run = dry_run
 
     @contextmanager
@@ -95,7 +96,7 @@ class Workspace:
         inputs: the artifacts it reads (or digests); module: the stage's module, whose source enters the key. Raises Stopped
         before a stage that `dry_run` would build, and before the first stage behind `until`.
         """
-        if self._until is not None and self._passed_until(label):
+        if label.partition("-")[0] in self._beyond:
             raise Stopped(f"stopped after {self._until}, as --until says")
         parts = key_parts(config, inputs, module)
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -131,13 +132,6 @@ class Workspace:
         fresh.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
         fresh.replace(link)
         return link
-
-    def _passed_until(self, label: str) -> bool:
-        """Whether `label` begins another stage after the one that the run stops at."""
-        stage = label.partition("-")[0]
-        passed = self._until in self._met and stage != self._until
-        self._met.add(stage)
-        return passed
 
     def _finished(self, out_dir: Path, label: str, key: str) -> dict[str, Any] | None:
         """The stage's description where it is whole; removes nothing, so that `dry_run` may ask."""

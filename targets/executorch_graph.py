@@ -10,7 +10,7 @@ torch and onnx, so it is imported by the compile alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class Step:
 
     scale: float
     zero_point: int
+    shift: int = field(default=0, compare=False)  # what was taken from the graph's own integers: 128 where these are uint8
 
 
 @dataclass(frozen=True)
@@ -273,20 +274,28 @@ def _step_of(node: onnx.NodeProto, given: Sequence[Value | None]) -> Step:
     if zero.dtype not in (np.int8, np.uint8):
         raise _refused(node, f"quantizes an activation to {zero.dtype}, and XNNPACK knows 8 bits")
     shift = 128 if zero.dtype == np.uint8 else 0
-    return Step(float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]) - shift)
+    return Step(float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]) - shift, shift)
 
 
 def _scale_and_zero(node: onnx.NodeProto, given: Sequence[Value | None]) -> tuple[Array, Array]:
-    """Without a zero point it is 0, of uint8 for a quantizer."""
+    """Without a zero point it is 0: of `output_dtype` for a quantizer, uint8 where that is not set, else of its input's type."""
     scale = given[1]
     zero = given[2] if len(given) > 2 else None
     if not isinstance(scale, np.ndarray) or not (zero is None or isinstance(zero, np.ndarray)):
         raise _refused(node, "computes its scale or zero point in the run")
     if zero is None:
-        integers = given[0]
-        kind = integers.dtype if isinstance(integers, np.ndarray) and integers.dtype.kind in "iu" else np.uint8
-        zero = np.zeros(scale.shape, kind)
+        zero = np.zeros(scale.shape, _type_of_integers(node, given[0]))
     return scale, zero
+
+
+def _type_of_integers(node: onnx.NodeProto, x: Value | None) -> np.dtype[Any]:
+    """What a node without a zero point makes of floats, or takes."""
+    if isinstance(x, Integers):
+        return np.dtype(np.uint8 if x.step.shift else np.int8)
+    if isinstance(x, np.ndarray) and x.dtype.kind in "iu":
+        return x.dtype
+    code = int(_attribute(node, "output_dtype", 0))
+    return np.dtype(helper.tensor_dtype_to_np_dtype(code) if code else np.uint8)
 
 
 def _dequantize(node: onnx.NodeProto, given: Sequence[Value | None]) -> Value:

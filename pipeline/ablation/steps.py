@@ -16,7 +16,7 @@ from pipeline.how import How
 from pipeline.learning.sources import data_digest, locate
 from pipeline.progress import Quiet
 from pipeline.recipe import DistillConfig, Recipe
-from pipeline.steps import Steps, own_digests
+from pipeline.steps import Steps, own_digests, reader_digests
 from pipeline.workspace import Workspace
 from targets.base import read_json
 
@@ -161,7 +161,8 @@ class AblationSteps:
             for one in self.recipe.ablation.shift
             if one.source is not None
         }
-        return {"shift": [one.name for one in self.recipe.ablation.shift], "sources": digests}
+        readers = reader_digests(*digests)
+        return {"shift": [one.name for one in self.recipe.ablation.shift], "sources": digests, "readers": readers}
 
 
 def looking(do: AblationSteps) -> AblationSteps:

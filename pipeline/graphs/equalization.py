@@ -151,7 +151,7 @@ def _link(first: ir.Node) -> _Link | None:
         return None
     while (reader := _only_reader(node)) is not None:
         if _is_layer(reader):
-            fits = _fits(reader, num_outputs, flat) and flat == (spatial and reader.op_type != "Conv")
+            fits = _fits(reader, num_outputs, flat) and _is_read_by_channel(spatial, flat, reader.op_type == "Conv")
             return _Link(reader, bias, num_outputs if flat else None) if fits else None
         if first.op_type == "MatMul" and node is first and (added := _added(reader, num_outputs)) is not None:
             bias = added
@@ -161,6 +161,13 @@ def _link(first: ir.Node) -> _Link | None:
             return None
         node = reader
     return None
+
+
+def _is_read_by_channel(spatial: bool, flat: bool, by_convolution: bool) -> bool:
+    """Whether the second layer's inputs are the first one's outputs: a convolution's channels are axis 1, a MatMul's the last."""
+    if by_convolution:
+        return spatial and not flat
+    return flat == spatial
 
 
 def _only_reader(node: ir.Node) -> ir.Node | None:

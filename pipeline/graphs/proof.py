@@ -6,6 +6,7 @@ a rewrite that should be exact and moves an output further than rounding can is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +96,7 @@ def _compared(
     deltas, shares = [0.0], [0.0]
     for output, old in before.items():
         for a, b in zip(old, after[output], strict=True):
-            delta = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
-            extent = float(np.ptp(a.astype(np.float64))) if a.size else 0.0
+            delta, extent = _moved(a.astype(np.float64), b.astype(np.float64))
             deltas.append(delta)
             shares.append(delta / extent if extent else float(delta > 0))
     return RewriteProof(
@@ -106,3 +106,13 @@ def _compared(
         max_abs_delta=max(deltas),
         share_of_range=max(shares),
     )
+
+
+def _moved(a: Array, b: Array) -> tuple[float, float]:
+    """By how much b differs from a at most, and the range of a, both where a is finite; infinitely where b is not finite there."""
+    finite = np.isfinite(a)
+    if not np.isfinite(b[finite]).all():
+        return math.inf, 0.0
+    if not finite.any():
+        return 0.0, 0.0
+    return float(np.abs(a[finite] - b[finite]).max()), float(np.ptp(a[finite]))

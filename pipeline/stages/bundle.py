@@ -33,7 +33,7 @@ from pipeline.signing import sign
 from pipeline.workbench import Workbench
 from targets import make_target
 from targets.base import Array, Batch, CompiledModel, sha256_file, write_json
-from targets.errors import DataError, TargetError
+from targets.errors import DataError, RecipeError, TargetError
 
 # What another machine's kernels may change of an output, as a share of the golden output's range. INT8: a few quantization
 # steps of 1/255 add up over the layers; BF16 keeps 8 bits of mantissa.
@@ -145,6 +145,8 @@ def write_portable(bundle: Path, out_dir: Path, *, sign_key: Path | None = None)
     whose tolerance is for other machines' kernels, then decides alone. A signature does not carry over. Raises TargetError
     for an engine, IntegrityError for a bundle whose files are not as written.
     """
+    if out_dir.resolve().is_relative_to(bundle.resolve()):
+        raise RecipeError(f"{out_dir} is the bundle, or lies in it. Name a directory beside it.")
     manifest = check_files(bundle)
     compiled = CompiledModel.load(bundle / "model")
     if compiled.target not in PORTABLE:
@@ -178,8 +180,10 @@ def model_card(manifest: Mapping[str, Any]) -> str:
 
 
 def _fresh_directory(out_dir: Path) -> Path:
-    """An empty directory of the same name in a hidden folder beside it; refuses to replace what is no bundle."""
-    if out_dir.exists() and not (out_dir / MANIFEST).is_file() and any(out_dir.iterdir()):
+    """An empty directory of the same name in a hidden folder beside it; refuses to replace what is no bundle. Many a folder has a
+    manifest.json: a bundle has its seal beside it."""
+    is_bundle = (out_dir / MANIFEST).is_file() and (out_dir / SEAL).is_file()
+    if out_dir.exists() and not is_bundle and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise DataError(f"{out_dir} holds files that are no bundle. Name another directory, or empty it.")
     hidden = out_dir.with_name(f".{out_dir.name}.partial")
     if hidden.exists():

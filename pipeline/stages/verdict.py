@@ -142,7 +142,7 @@ def _int8_gates(
         return gates
     gates += [
         placement_gate(Placement.from_json(int8["placement"]).int8_share, target.min_int8_share),
-        accuracy_gate(gated[int8["arm"]], gated[baseline["arm"]], gate.max_drop, gate.metric or "top-1"),
+        accuracy_gate(gated[int8["arm"]], gated[_float_student(compiled.arms)], gate.max_drop, gate.metric or "top-1"),
     ]
     if unjudged is not None:
         return gates
@@ -204,6 +204,13 @@ def _fastest_float_student(arms: Sequence[Arm], records: Mapping[str, Record]) -
     if any("emulated_on" in records[arm["arm"]].env.hard for arm in floats):
         return floats[0]
     return min(floats, key=lambda arm: records[arm["arm"]].summary.p25_us)
+
+
+def _float_student(arms: Sequence[Arm]) -> str:
+    """The arm that accuracy is held against: the float student as it was trained, whichever float is the fastest. A runtime that does
+    not offer fp32 is held against the first float that it does."""
+    floats = [arm for arm in arms if arm["role"] == "student" and arm["precision"] != "int8" and arm["error"] is None]
+    return str(next((arm for arm in floats if arm["precision"] == "fp32"), floats[0])["arm"])
 
 
 def _end(

@@ -22,7 +22,7 @@ from pipeline.bring_your_own import _faster, bench_model, compile_model, lint_mo
 from pipeline.onnx_ladder import Demands
 from pipeline.stages.bundle import write_bundle
 from pipeline.verb_reports import QuantizeReport
-from pipeline.workbench import Workbench
+from pipeline.workbench import Workbench, whole_directory
 from targets import make_target
 from targets.base import CompiledModel, Exported, Placement
 from targets.errors import EdgestillError, IntegrityError, MeasurementError, ModelError, RecipeError, TargetError
@@ -266,6 +266,42 @@ def test_too_little_int8_is_a_failure_that_leaves_a_whole_directory(measured_as:
     assert 0.0 < report.placement.int8_share < 0.5
     assert (report.ships, document["exit_code"]) == (None, 5)
     assert "INT8 does not ship" in report.text()
+
+
+def test_a_linked_folder_takes_the_result_and_stays_linked(tmp_path: Path) -> None:
+    real, link = tmp_path / "disk" / "out", tmp_path / "out"
+    real.mkdir(parents=True)
+    (real / "report.json").write_text('{"verb": "quantize"}')
+    (real / "old").touch()
+    link.symlink_to(real)
+
+    with whole_directory(link, "quantize", keep=[]) as partial:
+        (partial / "new").touch()
+
+    assert link.is_symlink()
+    assert [path.name for path in real.iterdir()] == ["new"]
+    assert [path.name for path in real.parent.iterdir()] == ["out"]
+
+
+def test_where_the_result_cannot_take_its_place_what_was_there_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.json").write_text('{"verb": "quantize"}')
+    rename = Path.rename
+
+    def refuses(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuses)
+    with pytest.raises(OSError, match="no"), whole_directory(out, "quantize", keep=[]):
+        pass
+
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "report.json").is_file()
 
 
 def refuse(act: Callable[[], object], kind: type[EdgestillError], message: str) -> None:

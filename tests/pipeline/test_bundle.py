@@ -515,6 +515,28 @@ def test_a_portable_bundle_needs_its_runtime_all_the_same(
         verify_bundle(tmp_path / "portable")
 
 
+@pytest.mark.parametrize("where", ["an extension", "the bundle", "in it"])
+def test_a_portable_bundle_takes_no_place_but_that_of_a_bundle(bundle: Path, tmp_path: Path, where: str) -> None:
+    extension = tmp_path / "extension"
+    extension.mkdir()
+    for name in ("manifest.json", "work.js"):
+        (extension / name).write_text("{}")
+    out = {"an extension": extension, "the bundle": bundle, "in it": bundle / "deep" / "er"}[where]
+    before = _content(bundle)
+
+    with pytest.raises((DataError, RecipeError), match="no bundle" if where == "an extension" else "lies in it"):
+        portable_bundle(bundle, out)
+
+    assert _content(bundle) == before
+    assert sorted(path.name for path in extension.iterdir()) == ["manifest.json", "work.js"]
+
+
+def test_a_portable_bundle_replaces_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    first = portable_bundle(bundle, tmp_path / "portable")
+
+    assert portable_bundle(bundle, tmp_path / "portable") == first
+
+
 def test_an_engine_has_no_portable_form(bundle: Path, tmp_path: Path) -> None:
     _rewrite_compiled(bundle, target="tensorrt")
 

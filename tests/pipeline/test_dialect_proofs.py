@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.graphs import dialects
 from pipeline.graphs.dialects import DIALECTS, apply_dialect
-from pipeline.graphs.proof import ROUNDS, answers_of, apply_proved
+from pipeline.graphs.proof import MOST_MOVED, ROUNDS, _compared, answers_of, apply_proved
 from targets.errors import ModelError
 
 node = helper.make_node
@@ -148,3 +149,14 @@ def test_a_rewrite_that_changes_what_is_computed_is_refused_by_name(monkeypatch:
 
     with pytest.raises(ModelError, match="rewrite doubles for dialect 'openvino'"):
         apply_proved(net.model(), "openvino", SAMPLES)
+
+
+@pytest.mark.parametrize("gone", [np.nan, np.inf])
+def test_an_output_that_is_a_number_no_more_has_moved_infinitely(gone: float) -> None:
+    before, after = {"y": [np.ones(3, np.float32)]}, {"y": [np.array([1, gone, 1], np.float32)]}
+
+    proof = _compared("rewrite", 1, before, after)
+
+    assert proof.share_of_range > MOST_MOVED
+    assert proof.max_abs_delta == math.inf
+    assert _compared("rewrite", 1, after, after).max_abs_delta == 0.0

@@ -207,6 +207,13 @@ def test_a_graph_stays_where_scaling_would_change_it_or_somebody_else(why: str) 
     assert all(np.array_equal(array, before[name]) for name, array in weights_of(model).items())
 
 
+def test_a_product_whose_channels_are_the_last_axis_is_not_paired_with_a_convolution() -> None:
+    rng = np.random.default_rng(0)
+    nodes = [node("MatMul", ["x", "m"], ["a"]), node("Relu", ["a"], ["c"]), node("Conv", ["c", "w"], ["y"])]
+
+    check_graph(graph(nodes, [2, 4, 4], {"m": uneven(rng, 4, 4), "w": uneven(rng, 4, 4, 1)}), [2, 4, 4], num_changed=0)
+
+
 # --- torch -------------------------------------------------------------------------------------------------------------
 
 
@@ -330,6 +337,12 @@ def test_a_module_stays_where_scaling_would_change_it_or_somebody_else(kind: typ
     equalized = check_module(model, x, num_changed=0)
 
     assert all(torch.equal(a, b) for a, b in zip(equalized.parameters(), model.parameters(), strict=True))
+
+
+def test_a_linear_layer_whose_channels_are_the_last_axis_is_not_paired_with_a_convolution() -> None:
+    model = make_uneven(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Conv1d(4, 4, 1)), 0)
+
+    check_module(model, torch.randn(2, 4, 4, dtype=torch.float64), num_changed=0)
 
 
 def test_the_model_itself_is_left_as_it_was() -> None:

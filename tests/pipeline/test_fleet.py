@@ -17,6 +17,7 @@ from pipeline import fleet
 from pipeline.fleet import Job, Named, facts_of, look_at_boards, on_devices
 from pipeline.progress import PlainProgress, Quiet
 from pipeline.recipe import TargetConfig
+from pipeline.workspace import Stopped
 from targets.errors import DeviceError, TargetError
 
 WAIT_S = 30.0
@@ -108,6 +109,16 @@ def test_a_fault_of_ours_is_raised_when_all_have_ended(boards: dict[str, Board])
         on_devices(jobs_of(work, ("a", "orin"), ("b", "orin"), ("c", "pi")), Quiet())
 
     assert sorted(ended) == ["b", "c"]
+
+
+def test_that_a_run_stops_where_it_was_told_to_hides_no_failure(boards: dict[str, Board]) -> None:
+    def work(name: str) -> None:
+        raise DeviceError("b is lost") if name == "b" else Stopped("stopped after measure")
+
+    with pytest.raises(DeviceError, match="b is lost"):
+        on_devices(jobs_of(work, ("a", "orin"), ("b", "pi")), Quiet())
+    with pytest.raises(Stopped):
+        on_devices(jobs_of(work, ("a", "orin"), ("c", "pi")), Quiet())
 
 
 def test_an_interrupt_closes_the_boards_before_it_ends_the_run(

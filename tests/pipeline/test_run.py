@@ -21,9 +21,9 @@ from benchmarks.device.record import validate
 from pipeline.artifacts import Artifact
 from pipeline.progress import Quiet
 from pipeline.recipe import TargetConfig, load_recipe
-from pipeline.run import RunResult, by_scheme, run_recipe
+from pipeline.run import STAGES, RunResult, by_scheme, run_recipe
 from pipeline.scheme_choice import own_scheme
-from pipeline.workspace import Workspace
+from pipeline.workspace import Stopped, Workspace
 from targets import make_target
 from targets.base import CompiledModel, read_json
 
@@ -247,6 +247,47 @@ def test_until_stops_after_its_stage(
     assert (ended.code, set(result["built"])) == (0, built)
     assert result["stopped"] == f"stopped after {stage}, as --until says"
     assert {path.name.rpartition("-")[0] for path in (tmp_path / "r" / "tiny").glob("*/")} == built
+
+
+@pytest.fixture
+def in_order(built: Any, tiny_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """The labels that a run of two schemes, two targets and a kit comes to, each answered by a finished stage of its kind."""
+    portable = {"name": "openvino-cpu", "scheme": "portable"}
+    recipe = tiny_recipe(targets=[{"name": TARGET}, portable, {"name": "openvino-cpu", "device": "kit"}])
+    asked: list[str] = []
+
+    def build(self: Workspace, kind: Callable[..., Artifact], label: str, *args: Any, **kwargs: Any) -> Artifact:
+        stage = label.partition("-")[0]
+        if stage in self._beyond:
+            raise Stopped("as it was told")
+        asked.append(label)
+        return kind(
+            dir=built.stage(label if stage in ("export", "score") and label in LABELS else found[stage]), digest=""
+        )
+
+    found = {label.partition("-")[0]: label for label in LABELS} | {"kit": "data"}
+    monkeypatch.setattr(Workspace, "build", build)
+    monkeypatch.setattr(Workspace, "publish_all", lambda self, folder, targets: {})
+
+    def labels(until: str | None) -> list[str]:
+        asked.clear()
+        run_recipe(recipe, runs_dir=built.runs, until=until)
+        return sorted(set(asked))
+
+    return labels
+
+
+@pytest.mark.parametrize("until", [one for one in STAGES if one not in ("assistant", "soft_labels")])
+def test_until_finishes_the_stages_up_to_it_of_every_scheme_and_target_and_nothing_behind(
+    in_order: Callable[..., list[str]], until: str
+) -> None:
+    whole = in_order(None)
+
+    found = in_order(until)
+
+    assert {"kit-openvino-cpu-2", "quantize-portable", "measure-openvino-cpu", f"measure-{TARGET}"} <= set(whole)
+    wanted = STAGES[: STAGES.index(until) + 1]
+    assert found == [label for label in whole if label.partition("-")[0] in wanted]
 
 
 def test_a_second_run_waits_for_the_first_and_then_finds_everything_done(finished: Any, listening: Any) -> None:

@@ -340,3 +340,34 @@ def test_what_a_foreign_folder_holds_is_part_of_the_datas_key(tmp_path: Path) ->
         built.append(run_recipe(recipe, runs_dir=tmp_path / "runs", until="data").built)
 
     assert built == [("data",), (), ("data",)]
+
+
+def test_what_a_reader_of_ones_own_imports_is_part_of_the_datas_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_reader.py").write_text("from own_drawing import draw as make\n")
+    drawing = tmp_path / "own_drawing.py"
+    drawing.write_text(
+        "import numpy as np\n"
+        "def draw():\n"
+        "    x, y = np.arange(60 * 64).reshape(60, 8, 8).astype('uint8'), np.arange(60) % 2\n"
+        "    return {'x_train': x[:50], 'y_train': y[:50], 'x_test': x[50:], 'y_test': y[50:]}\n"
+    )
+    recipe = parse_recipe(
+        {
+            "name": "r",
+            "data": {"source": "python:own_reader:make", "calibration": 8},
+            "teacher": {"model": "resnet8"},
+            "distill": {"model": "resnet8"},
+            "targets": [{"name": "onnxruntime-cpu"}],
+        },
+        "r.yaml",
+    )
+    built = []
+    for line in ("", "", "STYLE = 2\n"):
+        drawing.write_text(drawing.read_text() + line)
+        built.append(run_recipe(recipe, runs_dir=tmp_path / "runs", until="data", allow_code=True).built)
+
+    assert built == [("data",), (), ("data",)]

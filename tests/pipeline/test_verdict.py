@@ -16,7 +16,7 @@ from pipeline.gates import Gate
 from pipeline.how import How
 from pipeline.recipe import BudgetConfig, GateConfig, TargetConfig
 from pipeline.scheme_choice import own_scheme
-from pipeline.stages.verdict import judge
+from pipeline.stages.verdict import _float_student, judge
 from targets import make_target
 from targets.base import read_json, write_json
 
@@ -89,6 +89,30 @@ def judged(built: Any, tmp_path: Path) -> Judge:
         return verdict
 
     return of
+
+
+def arm_of(precision: str, role: str = "student", error: str | None = None) -> dict[str, Any]:
+    return {"arm": f"{role} {precision}", "role": role, "precision": precision, "error": error}
+
+
+@pytest.mark.parametrize(
+    ("precisions", "expected"),
+    [
+        (["int8", "bf16", "fp32"], "student fp32"),
+        (["int8", "fp32", "fp16"], "student fp32"),
+        (["int8", "fp16", "bf16"], "student fp16"),
+    ],
+)
+def test_accuracy_is_held_against_the_student_as_it_was_trained_however_slow(
+    precisions: list[str], expected: str
+) -> None:
+    teacher = arm_of("fp32", "teacher")
+
+    assert _float_student([teacher, *(arm_of(precision) for precision in precisions)]) == expected
+
+
+def test_a_float_that_did_not_compile_is_no_reference() -> None:
+    assert _float_student([arm_of("int8"), arm_of("fp32", error="no"), arm_of("fp16")]) == "student fp16"
 
 
 def speed_of(verdict: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,11 +125,13 @@ CASES: dict[str, list[tuple[str, Constants]]] = {
 ALL = [(name, body, constants) for name, cases in CASES.items() for body, constants in cases]
 
 
-def model(body: str, constants: Constants, x: str = "float[2,4,7,6] x, float[3,5] rows") -> onnx.ModelProto:
+def model(
+    body: str, constants: Constants, x: str = "float[2,4,7,6] x, float[3,5] rows", opset: int = 17
+) -> onnx.ModelProto:
     graph = parser.parse_graph(f"g ({x}) => (float y) {{ {body} }}")
     graph.output[0].type.tensor_type.ClearField("shape")  # the parser takes a type without brackets for a scalar
     graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items())
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
 def on_torch(proto: onnx.ModelProto, *inputs: Any) -> Any:
@@ -201,6 +203,17 @@ def test_integers_of_any_type_go_through_moves_as_they_are(steps: list[tuple[str
     constants = ZEROS | {"s0": np.float32(2**-5), "s1": np.float32(2**-6), "s2": np.float32(2**-4)}
     constants |= {"one": np.array([1]), "far": np.array([99])}
     proto = model(f"{body} y = Identity({name})", constants, x="float[2,4,7,6] x")
+
+    np.testing.assert_array_equal(on_torch(proto, X), on_onnx_runtime(proto, X))
+
+
+@pytest.mark.parametrize(
+    "quantizer", ["(x, s, u8)", "(x, s, mid)", "(x, s, s8)", "(x, s)", "<output_dtype = 3> (x, s)"]
+)
+@pytest.mark.parametrize("between", ["", "q = MaxPool <kernel_shape = [2, 2]> (p) "])
+def test_without_a_zero_point_it_is_that_of_the_type_which_the_integers_have(quantizer: str, between: str) -> None:
+    body = f"{'p' if between else 'q'} = QuantizeLinear {quantizer} {between}y = DequantizeLinear(q, s)"
+    proto = model(body, ZEROS | {"s": np.float32(2**-5)}, x="float[2,4,7,6] x", opset=21)
 
     np.testing.assert_array_equal(on_torch(proto, X), on_onnx_runtime(proto, X))
 

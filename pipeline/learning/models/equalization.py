@@ -124,7 +124,9 @@ def _link(
         second = own.get(str(reader.target)) if reader.op == "call_module" else None
         if second is not None:
             num_channels = layer.weight.shape[0]
-            fits = _fits(second, num_channels, flat) and flat == (spatial and isinstance(second, nn.Linear))
+            fits = _fits(second, num_channels, flat) and (
+                spatial and not flat if isinstance(second, _CONVOLUTIONS) else flat == spatial
+            )
             return (str(first.target), str(reader.target), num_channels if flat else None) if fits else None
         if spatial and not flat and _flattens(reader, modules):
             flat = True
