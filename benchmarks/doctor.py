@@ -27,7 +27,6 @@ from targets.errors import DeviceError, EdgestillError, RecipeError, TargetError
 
 SURVEY = Path(__file__).parent / "device" / "survey.py"
 SURVEY_TIMEOUT_S = 60.0
-MODULES = {"onnxruntime-cpu": "onnxruntime", "openvino-cpu": "openvino"}  # where it is not the target's own name
 LEAST_FREE_MIB = 500
 SCHEMA_VERSION = 1
 
@@ -232,7 +231,8 @@ def _runtime_faults(ssh: Ssh, found: Mapping[str, Any], entry: Entry) -> list[Fa
 
 
 def _module(target: str) -> str:
-    return MODULES.get(target, target)
+    package: str = TARGETS[target].package
+    return package
 
 
 def _install(found: Mapping[str, Any], command: str) -> str:

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from benchmarks.device.verify import runtime_facts
 from benchmarks.devices import Device
 from benchmarks.inventory import KIT, LOCAL, open_device
 from benchmarks.ssh import Ssh
 from pipeline.progress import Progress, Task
 from pipeline.recipe import TargetConfig
 from pipeline.workspace import Stopped
+from targets import make_target
 from targets.base import read_json, write_json
 from targets.errors import DeviceError, EdgestillError, TargetError
 
@@ -145,6 +147,22 @@ def facts_of(device: Device, run_dir: Path) -> Mapping[str, Any]:
         known: Mapping[str, Any] = read_json(memory)
         return known
     if isinstance(device, Ssh):
+        write_json(memory, facts)
+    return facts
+
+
+def runtime_of(device: Device, target: TargetConfig, run_dir: Path) -> Mapping[str, Any]:
+    """The target's runtime there, and its GPU: asked, or what was known in an earlier run, as `facts_of`."""
+    if not isinstance(device, Ssh):
+        return runtime_facts(make_target(target.name, target.options))
+    memory = _memory(run_dir, f"{device.name}-{target.name}")
+    try:
+        facts: Mapping[str, Any] = device.ask("probe", "--target", target.name).get("runtime", {})
+    except DeviceError:
+        if not memory.exists():
+            raise
+        facts = read_json(memory)
+    else:
         write_json(memory, facts)
     return facts
 

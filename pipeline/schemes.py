@@ -56,7 +56,7 @@ SCHEMES = {
             name=PORTABLE,
             signed=True,
             both_branches=True,
-            why="one graph that every runtime takes and runs in INT8; what that costs is in docs/results/portable.json",
+            why="one graph that every runtime takes; how much of it runs in INT8 where, and what it costs: docs/results/portable.json",
         ),
     )
 }

@@ -29,7 +29,7 @@ from pipeline.artifacts import (
     TrainedModel,
     Verdict,
 )
-from pipeline.fleet import facts_of
+from pipeline.fleet import facts_of, runtime_of
 from pipeline.how import How
 from pipeline.learning.own_code import PREFIX, code_digest
 from pipeline.learning.sources import data_digest, factory, locate, locate_unlabelled
@@ -195,7 +195,12 @@ class Steps:
         return self.workspace.build(
             partial(CompiledArms, name=name),
             f"compile-{name}",
-            {"target": target.name, "options": target.options, **self._machine(device)},
+            {
+                "target": target.name,
+                "options": target.options,
+                **self._machine(device),
+                "runtime": runtime_of(device, target, self.workspace.dir),
+            },
             [int8, *floats.values()],
             lambda out: stages.deploy.compile_arms(target, int8, floats, out, self.how, device),
             module="pipeline.stages.deploy",

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -355,7 +356,14 @@ def _module_path(name: str) -> Path | None:
 
 @cache
 def _version(top_level: str) -> str | None:
+    if top_level in sys.stdlib_module_names:
+        return None
     try:
         return metadata.version(DISTRIBUTIONS.get(top_level, top_level))
-    except metadata.PackageNotFoundError:
-        return None
+    except metadata.PackageNotFoundError:  # onnxruntime-gpu brings onnxruntime, tensorrt-cu13 tensorrt
+        return next(map(metadata.version, _distributions().get(top_level, ())), None)
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()

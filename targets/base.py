@@ -244,6 +244,16 @@ class Target(Protocol):
         """The exact rewrites that the runtime wants."""
         ...
 
+    @property
+    def package(self) -> str:
+        """The Python package that is the runtime."""
+        ...
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it computes on the CPU."""
+        ...
+
     def missing(self) -> str | None:
         """The pip command that installs what is absent, or None."""
         ...

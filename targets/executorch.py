@@ -52,6 +52,8 @@ class ExecuTorch:
     """XNNPACK on a CPU, through ExecuTorch."""
 
     name: ClassVar[str] = "executorch"
+    package: ClassVar[str] = "executorch"
+    on_cpu: ClassVar[bool] = True
     scheme: ClassVar[str] = "cpu-int8"
     dialect: ClassVar[str] = "executorch"
 

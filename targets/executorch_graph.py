@@ -36,7 +36,9 @@ class Step:
 
     scale: float
     zero_point: int
-    shift: int = field(default=0, compare=False)  # what was taken from the graph's own integers: 128 where these are uint8
+    shift: int = field(
+        default=0, compare=False
+    )  # what was taken from the graph's own integers: 128 where these are uint8
 
 
 @dataclass(frozen=True)

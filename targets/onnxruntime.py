@@ -55,6 +55,8 @@ class OnnxRuntimeCpu:
     `arena`: memory of one run is kept for the next."""
 
     name: ClassVar[str] = "onnxruntime-cpu"
+    package: ClassVar[str] = "onnxruntime"
+    on_cpu: ClassVar[bool] = True
     scheme: ClassVar[str] = "cpu-int8"
     dialect: ClassVar[str] = "onnxruntime"
 

@@ -44,6 +44,8 @@ class OpenVinoCpu:
     """OpenVINO's CPU plugin: latency hint, one stream."""
 
     name: ClassVar[str] = "openvino-cpu"
+    package: ClassVar[str] = "openvino"
+    on_cpu: ClassVar[bool] = True
     scheme: ClassVar[str] = "cpu-int8"
     dialect: ClassVar[str] = "openvino"
 

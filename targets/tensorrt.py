@@ -66,6 +66,8 @@ class TensorRt:
     `timing_cache`: a file to begin with and to write back, so that a second build is quick."""
 
     name: ClassVar[str] = "tensorrt"
+    package: ClassVar[str] = "tensorrt"
+    on_cpu: ClassVar[bool] = False
     scheme: ClassVar[str] = "tensorrt-int8"
     dialect: ClassVar[str] = "tensorrt"
 

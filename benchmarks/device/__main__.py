@@ -192,12 +192,15 @@ def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _probe(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.device.verify import runtime_facts
     from targets import make_target
 
     target = make_target(arguments.target, arguments.options)
     missing = target.missing()
     offered = list(target.float_precisions()) if missing is None else []
-    return {"missing": missing, "float_precisions": offered, "scheme": target.scheme, "dialect": target.dialect}
+    runtime = runtime_facts(target) if missing is None else {}
+    told = {"missing": missing, "float_precisions": offered, "runtime": runtime}
+    return {**told, "scheme": target.scheme, "dialect": target.dialect}
 
 
 def _compile(arguments: argparse.Namespace) -> dict[str, Any]:

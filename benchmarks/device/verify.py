@@ -25,7 +25,7 @@ from benchmarks.device.json_schema import first_fault
 from benchmarks.device.manifest import SCHEMA, SCHEMA_VERSION
 from benchmarks.device.signature import SIGNATURE, check_signature, fingerprint, load_public_key
 from targets import make_target
-from targets.base import Array, CompiledModel, sha256_file
+from targets.base import Array, CompiledModel, Target, sha256_file
 from targets.errors import IntegrityError, TargetError
 
 MANIFEST = "manifest.json"
@@ -129,6 +129,13 @@ def _check_gpu(compiled: CompiledModel) -> None:
                 f"{compiled.name}: the engine was built for {words} {built}, here is {words} {here[fact]}. An engine runs only "
                 "where it was built: compile the exported model on this machine, or take the bundle that was made on one like it."
             )
+
+
+def runtime_facts(target: Target) -> dict[str, str]:
+    """What a model that is compiled here depends on besides the hardware's own facts: the runtime's version, and for what runs on a
+    GPU, which one."""
+    facts = {"version": _installed(target.package) or ""}
+    return facts if target.on_cpu else {**facts, **gpu_facts()}
 
 
 def gpu_facts() -> dict[str, str]:

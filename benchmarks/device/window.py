@@ -18,6 +18,7 @@ from benchmarks.device.overhead import closure_us
 from benchmarks.device.record import Samples, Telemetry, latency_of
 from benchmarks.device.sampler import CPU, GPU, Reading, Sampler
 from benchmarks.device.timing import Clock, Query, measure_latency_ns
+from targets import TARGETS
 from targets.base import Array, CompiledModel
 from targets.errors import MeasurementError
 
@@ -44,7 +45,7 @@ class Worker:
 
     @classmethod
     def of(cls, compiled: CompiledModel) -> Worker:
-        on_cpu = compiled.target.endswith("-cpu")
+        on_cpu = bool(TARGETS[compiled.target].on_cpu)
         threads = compiled.options.get("num_threads")
         busy = on_cpu or bool(compiled.options.get("allow_spinning"))
         return cls(num_threads=max(threads, 1) if isinstance(threads, int) else 1, busy=busy, on_cpu=on_cpu)

@@ -67,6 +67,7 @@ def test_a_process_that_sleeps_while_a_device_computes_needs_no_cpu() -> None:
     [
         ("openvino-cpu", {"num_threads": 2}, Worker(num_threads=2)),
         ("onnxruntime-cpu", {"num_threads": 1, "allow_spinning": False}, Worker()),
+        ("executorch", {"num_threads": 1}, Worker()),
         ("tensorrt", {"allow_spinning": True}, Worker(on_cpu=False)),
         ("tensorrt", {"allow_spinning": False}, Worker(on_cpu=False, busy=False)),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from benchmarks.devices import Local
 from benchmarks.ssh import Ssh
 from benchmarks.ssh_login import Address
 from pipeline import fleet
-from pipeline.fleet import Job, Named, facts_of, look_at_boards, on_devices
+from pipeline.fleet import Job, Named, facts_of, look_at_boards, on_devices, runtime_of
 from pipeline.progress import PlainProgress, Quiet
 from pipeline.recipe import TargetConfig
 from pipeline.workspace import Stopped
@@ -29,11 +30,12 @@ class Board(Ssh):
     def __init__(self, name: str, *, away: bool = False, missing: str | None = None) -> None:
         super().__init__(name=name, address=Address(name))
         self.away, self.missing, self.is_closed = away, missing, False
+        self.version = "1.0"
 
     def ask(self, *argv: str) -> dict[str, Any]:
         if self.away:
             raise DeviceError(f"{self.name}: cannot be reached.")
-        return {"missing": self.missing, "hard": {"soc": self.name}}
+        return {"missing": self.missing, "hard": {"soc": self.name}, "runtime": {"version": self.version}}
 
     def close(self) -> None:
         self.is_closed = True
@@ -219,6 +221,26 @@ def test_a_board_that_an_earlier_run_knew_may_be_away(boards: dict[str, Board], 
 
     assert len(said) == 1
     assert facts_of(away, tmp_path) == facts == {"soc": "pi"}
+
+
+def test_another_release_of_the_runtime_is_another_key_and_the_last_one_known_is_that_of_a_board_away(
+    boards: dict[str, Board], tmp_path: Path
+) -> None:
+    pi = boards["pi"]
+
+    first = runtime_of(pi, target("pi"), tmp_path)
+    pi.version = "1.1"
+    upgraded = runtime_of(pi, target("pi"), tmp_path)
+    pi.away = True
+
+    assert first == {"version": "1.0"}
+    assert runtime_of(pi, target("pi"), tmp_path) == upgraded == {"version": "1.1"}
+    with pytest.raises(DeviceError, match="cannot be reached"):
+        runtime_of(pi, target("pi"), tmp_path / "another run")
+
+
+def test_the_runtime_here_is_the_installed_one(tmp_path: Path) -> None:
+    assert runtime_of(Local(), target("local"), tmp_path) == {"version": metadata.version("onnxruntime")}
 
 
 def test_a_board_that_nobody_knew_must_be_there_to_be_asked(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from pipeline import workspace
 from pipeline.artifacts import Artifact
 from pipeline.progress import Quiet
 from pipeline.workspace import CHECKPOINT_DIR, Workspace, differences, key_parts
@@ -38,8 +40,8 @@ def build(
     root: Path, config: dict[str, object], calls: list[Path], *, text: str = "x", force: str | None = None
 ) -> tuple[Artifact, list[str]]:
     progress = Listening()
-    workspace = Workspace(root, "r", progress, force=force)
-    artifact = workspace.build(Artifact, "teacher", config, ["input"], writer(text, calls), module=MODULE)
+    runs = Workspace(root, "r", progress, force=force)
+    artifact = runs.build(Artifact, "teacher", config, ["input"], writer(text, calls), module=MODULE)
     return artifact, progress.lines
 
 
@@ -137,6 +139,24 @@ def test_the_key_holds_the_sources_that_the_stage_imports_and_their_libraries() 
     ].keys()
     assert "pipeline.stages.distill" not in parts["sources"]
     assert {"torch", "accelerate", "python"} <= parts["libraries"].keys()
+
+
+def test_a_library_of_a_wheel_with_another_name_is_in_the_key_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"onnxruntime-gpu": "1.32.0"}
+
+    def version(name: str) -> str:
+        if name not in known:
+            raise metadata.PackageNotFoundError(name)
+        return known[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
+    workspace._distributions.cache_clear()
+
+    found = [workspace._version.__wrapped__(name) for name in ("onnxruntime", "json", "nowhere")]
+
+    workspace._distributions.cache_clear()
+    assert found == ["1.32.0", None, None]
 
 
 def test_differences_name_sources_and_inputs_in_words() -> None:
