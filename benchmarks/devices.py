@@ -20,6 +20,8 @@ from benchmarks.measuring import this_machine
 from targets.errors import DeviceError, EdgestillError, MeasurementError, TargetError
 
 COMMAND_TIMEOUT_S = 600.0
+LONG_TIMEOUT_S = 7200.0
+LONG = ("compile", "evaluate", "answer")  # which take as long as the model and the data make them
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Local:
         except subprocess.TimeoutExpired:
             raise DeviceError(
                 f"{self.name}: {' '.join(argv[:5])} ... did not end within {timeout_s:g} s and was stopped. "
-                "Take a smaller model or a shorter preset."
+                "Run it there by hand to see where it stands; a smaller model takes less."
             ) from None
         except OSError as error:
             raise DeviceError(
@@ -126,14 +128,14 @@ class Local:
     def close(self) -> None: ...
 
 
-def run_program(
-    device: Device, program: str, argv: Sequence[str], *, timeout_s: float = COMMAND_TIMEOUT_S
-) -> dict[str, Any]:
+def run_program(device: Device, program: str, argv: Sequence[str], *, timeout_s: float | None = None) -> dict[str, Any]:
     """Run one command of the device program there; returns its JSON.
 
     Its refusals are raised here with the device's own words: TargetError (exit 5) and MeasurementError (exit 7) as such,
     everything else as DeviceError. `-I`: neither the caller's PYTHONPATH nor its folder decides what is imported.
     """
+    if timeout_s is None:
+        timeout_s = LONG_TIMEOUT_S if argv[0] in LONG else COMMAND_TIMEOUT_S
     return answer_of(device.name, argv[0], device.run([device.python, "-I", program, *argv], timeout_s=timeout_s))
 
 

@@ -15,6 +15,7 @@ from benchmarks.history_series import (
     BACK,
     FASTER,
     SLOWER,
+    UNKNOWN,
     Accepted,
     Run,
     Series,
@@ -195,7 +196,7 @@ def _cells(series: Series) -> dict[str, str]:
         "runs": str(len(series.runs)),
         "last": last.utc[:10],
         "p25 ms": f"{last.p25_us / 1e3:.4g}",
-        "verdict": f"cannot tell ({series.num_runs} valid)" if series.ratio is None else series.verdict,
+        "verdict": f"cannot tell ({series.num_runs} valid)" if series.verdict == UNKNOWN else series.verdict,
         "differs in": ", ".join(series.before.changed) if series.before else "",
     }
 

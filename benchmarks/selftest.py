@@ -89,7 +89,7 @@ class SelfTest:
             f"              {self.counted:.3%} of {throws(self.num_pairs)} of the coins in these",
         ]
         lines += [
-            f"power         B slower by {name}: seen in {_told(rate)}, at least {rate.lower95:.1%}"
+            f"power of p25  B slower by {name}: seen in {_told(rate)}, at least {rate.lower95:.1%}"
             for name, rate in self.power.items()
         ]
         return "\n".join(lines)

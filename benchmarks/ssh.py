@@ -140,7 +140,7 @@ class Ssh:
         if done["returncode"] is None:
             raise DeviceError(
                 f"{self.name}: {' '.join(argv[:5])} ... did not end within {timeout_s:g} s and was stopped. "
-                "Take a smaller model or a shorter preset."
+                "Run it there by hand to see where it stands; a smaller model takes less."
             )
         return Completed(done["returncode"], done["stdout"], done["stderr"])
 

@@ -15,6 +15,7 @@ from benchmarks.device.record import Energy
 
 POWERCAP = Path("/sys/class/powercap")
 MIN_WINDOW_S = 30.0
+MOST_W = 400.0  # a package; no counter may wrap twice in a window at that
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ def energy_of(
         return Energy(source=None, rails={}, gross_mj=None, idle_w=None, net_mj=None)
     if wall_s < MIN_WINDOW_S:
         flags.append(f"energy: over {wall_s:.3g} s only, {MIN_WINDOW_S:g} s are needed. Take --preset release")
+    surely_once_s = min(before.wraps_uj.values()) / 1e6 / MOST_W
+    if wall_s > surely_once_s:
+        flags.append(f"energy: the counter may wrap twice in {wall_s:.3g} s, and below {surely_once_s:.3g} s it cannot")
+        return Energy(source=None, rails={}, gross_mj=None, idle_w=None, net_mj=None)
     rails = after.since(before)
     gross_mj = sum(rails.values()) / 1e3
     net_mj = None if idle_w is None else (gross_mj - idle_w * wall_s * 1e3) / num_queries

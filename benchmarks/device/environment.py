@@ -120,8 +120,29 @@ def temperature_c(flags: list[str], root: Path = ROOT) -> float | None:
 
 
 @dataclass(frozen=True)
+class Clocks:
+    """What the process has used, at one moment."""
+
+    monotonic_s: float
+    cpu_s: float
+    nivcsw: int
+    majflt: int
+    boottime_s: float | None  # goes on while the machine is suspended, as monotonic_s does not
+
+    @classmethod
+    def now(cls) -> Clocks:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        boottime_s = time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else None
+        return cls(time.monotonic(), time.process_time(), usage.ru_nivcsw, usage.ru_majflt, boottime_s)
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """Counters of the process and of the machine at one moment; two of them make a window."""
+    """Counters of the process and of the machine at one moment; two of them make a window.
+
+    A machine of many CPUs has many files to read, which takes milliseconds: a window is from `left`, the clocks when a snapshot was
+    taken, to the clocks when the next one was begun, so that no reading is in it.
+    """
 
     monotonic_s: float
     cpu_s: float
@@ -132,11 +153,18 @@ class Snapshot:
     temp_c: float | None
     clk_mhz: float | None
     waited_s: float | None
-    boottime_s: float | None  # goes on while the machine is suspended, as monotonic_s does not
+    boottime_s: float | None
     over_currents: int | None = None  # of a Jetson: those that its clocks recover from at once
+    left: Clocks | None = None  # None: reading took no time
+
+    @property
+    def begins(self) -> Clocks:
+        """The clocks at which a window behind this snapshot begins."""
+        here = Clocks(self.monotonic_s, self.cpu_s, self.nivcsw, self.majflt, self.boottime_s)
+        return here if self.left is None else self.left
 
     def telemetry_since(self, before: Snapshot) -> Telemetry:
-        wall_us = (self.monotonic_s - before.monotonic_s) * 1e6
+        wall_us = (self.monotonic_s - before.begins.monotonic_s) * 1e6
         waited_us = _moved(before.psi_us, self.psi_us)
         throttled = _moved(before.throttled, self.throttled)
         return Telemetry(
@@ -151,14 +179,14 @@ class Snapshot:
 
     def window_since(self, before: Snapshot, *, num_threads: int = 1, busy: bool = True) -> Window:
         """What the process used; `num_threads` and `busy` as in a Window."""
-        slept_s = None
-        if self.boottime_s is not None and before.boottime_s is not None:
-            slept_s = max((self.boottime_s - before.boottime_s) - (self.monotonic_s - before.monotonic_s), 0.0)
+        begin, slept_s = before.begins, None
+        if self.boottime_s is not None and begin.boottime_s is not None:
+            slept_s = max((self.boottime_s - begin.boottime_s) - (self.monotonic_s - begin.monotonic_s), 0.0)
         return Window(
-            wall_s=self.monotonic_s - before.monotonic_s,
-            cpu_s=self.cpu_s - before.cpu_s,
-            nivcsw=self.nivcsw - before.nivcsw,
-            majflt=self.majflt - before.majflt,
+            wall_s=self.monotonic_s - begin.monotonic_s,
+            cpu_s=self.cpu_s - begin.cpu_s,
+            nivcsw=self.nivcsw - begin.nivcsw,
+            majflt=self.majflt - begin.majflt,
             waited_s=_moved(before.waited_s, self.waited_s),
             slept_s=slept_s,
             num_threads=num_threads,
@@ -167,19 +195,20 @@ class Snapshot:
 
 
 def snapshot(flags: list[str], root: Path = ROOT) -> Snapshot:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+    begun = Clocks.now()
     return Snapshot(
-        monotonic_s=time.monotonic(),
-        cpu_s=time.process_time(),
-        nivcsw=usage.ru_nivcsw,
-        majflt=usage.ru_majflt,
+        monotonic_s=begun.monotonic_s,
+        cpu_s=begun.cpu_s,
+        nivcsw=begun.nivcsw,
+        majflt=begun.majflt,
         psi_us=_psi_us(root, flags),
         throttled=_throttled(root, flags),
         temp_c=temperature_c(flags, root),
         clk_mhz=_clock_mhz(root, flags),
         waited_s=_waited_s(root / "proc/self/task", flags),
-        boottime_s=time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else None,
+        boottime_s=begun.boottime_s,
         over_currents=jetson.over_currents(root, jetson.PASSING),
+        left=Clocks.now(),
     )
 
 

@@ -151,7 +151,7 @@ def timed_of(
             f"this machine's clock stood still or ran backwards in all of {len(samples_ns)} calls, so nothing was measured. "
             "Measure on a machine whose monotonic clock can be trusted."
         )
-    readings = sampler.readings(before.monotonic_s, after.monotonic_s) if sampler is not None else []
+    readings = sampler.readings(before.begins.monotonic_s, after.monotonic_s) if sampler is not None else []
     if passing := after.over_currents_since(before):
         flags.append(f"throttle: {passing} instantaneous over-currents (OC3) in the window; the supply may be too weak")
     telemetry = with_readings(_telemetry(stretches), readings)
@@ -184,7 +184,7 @@ def _counters(stretches: Sequence[Stretch], worker: Worker) -> Window:
 def _telemetry(stretches: Sequence[Stretch]) -> Telemetry:
     """`psi_cpu` is of the stretches alone."""
     each = [
-        (one.after.telemetry_since(one.before).psi_cpu, one.after.monotonic_s - one.before.monotonic_s)
+        (one.after.telemetry_since(one.before).psi_cpu, one.after.monotonic_s - one.before.begins.monotonic_s)
         for one in stretches
     ]
     waited = _sum([None if psi is None else psi * wall_s for psi, wall_s in each])

@@ -29,6 +29,7 @@ class Configuration:
     version: str
     options: str
     batch: int
+    taken: str = "alone"  # or in turns: a partner's work leaves the caches colder than a model alone finds them
 
     def label(self, varying: frozenset[str]) -> str:
         return ", ".join([f"{self.runtime} {self.precision}", *_parts(self, varying)])
@@ -76,6 +77,7 @@ def identity_of(record: Record) -> Identity:
             version=record.runtime.version,
             options=_options(record.runtime.flags),
             batch=record.scenario.batch,
+            taken="in turns" if hard.get("turns") else "alone",
         ),
     )
 
@@ -122,6 +124,7 @@ def _parts(configuration: Configuration, varying: frozenset[str]) -> list[str]:
         "version": configuration.version,
         "options": configuration.options or "no options",
         "batch": f"batch {configuration.batch}",
+        "taken": configuration.taken,
     }
     return [text for name, text in parts.items() if name in varying and text]
 

@@ -47,6 +47,7 @@ FACETS = (
     "num_cpus",
     "power_mode",
     "batch",
+    "taken",
 )
 NUM_OPS, NUM_MISSING = 40, 5
 

@@ -22,7 +22,8 @@ ByModel = Mapping[str, HardwareRow]
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """One configuration against the baseline. `speed` is the geometric mean of `ratios` (baseline p50 over own p50);
-    `per_joule` the same of inferences a joule, over the models whose energy both know."""
+    `per_joule` the same of inferences a joule, over the models whose energy both know by the same meter: that of a CPU's package knows
+    nothing of the rest of a board."""
 
     configuration: Configuration
     rows: ByModel
@@ -93,7 +94,11 @@ def _score(configuration: Configuration, own: ByModel, base: ByModel) -> Score:
     shared = [model for model in base if model in own]
     ratios = {model: base[model].p50_ms / own[model].p50_ms for model in shared}
     per_joule = [
-        theirs / mine for model in shared if (mine := own[model].gross_mj) and (theirs := base[model].gross_mj)
+        theirs / mine
+        for model in shared
+        if own[model].energy_source == base[model].energy_source
+        and (mine := own[model].gross_mj)
+        and (theirs := base[model].gross_mj)
     ]
     return Score(
         configuration=configuration,

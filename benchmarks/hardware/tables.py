@@ -30,6 +30,7 @@ IDENTITY = (
     Column("CPUs", "num_cpus"),
     Column("Power mode", "power_mode", name_of),
     Column("Batch", "batch"),
+    Column("Taken", "taken", name_of),
 )
 RESULTS = (
     Column("p50", "p50_ms", group="Latency, ms", interval="p50_ci95_ms"),

@@ -18,6 +18,7 @@ from pipeline.cli.app import (
     Threads,
     answer,
     app,
+    check_folder_of,
     print_document,
     target_options,
 )
@@ -99,9 +100,13 @@ def compare(
         "launches": launches,
         "progress": open_progress(),
     }
+    check_folder_of(junit, "--junit")
     if selftest:
         if a != b:
             raise typer.BadParameter("--selftest measures one model: give it as A and as B")
+        judging = {"--junit": junit, "--metric": metric, "--max-p99-ms": max_p99_ms, "--strict": strict or None}
+        if given := [name for name, value in judging.items() if value is not None]:
+            raise typer.BadParameter(f"--selftest judges no B: leave out {' and '.join(given)}")
         answer(selftest_model(a, **common), as_json)
         return
     found = compare_models(a, b, metrics=metric or NAMES, max_p99_ms=max_p99_ms, strict=strict, **common)
@@ -134,6 +139,7 @@ def matrix(
     """Measure many models on many runtimes, precisions and threads by one recipe; started again, it goes on."""
     from pipeline.matrix import export_results, run_matrix
 
+    check_folder_of(export, "--export")
     found = run_matrix(
         recipe,
         out_dir=out,

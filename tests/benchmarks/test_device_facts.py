@@ -111,6 +111,15 @@ def test_energy_an_inference_is_gross_and_net_of_idle() -> None:
     assert used.net_mj == pytest.approx((20.0 - 4.0 * 2.0) * 1e3 / 100)
 
 
+def test_energy_over_a_window_in_which_the_counter_may_wrap_twice_is_null_and_told() -> None:
+    before, after = (energy.Reading({"package-0": uj}, {"package-0": 65_532_610_987}) for uj in (0, 20_000_000))
+
+    used = energy.energy_of(before, after, num_queries=1, wall_s=600.0, idle_w=None, flags=(flags := []))
+
+    assert (used.source, used.gross_mj) == (None, None)
+    assert flags == ["energy: the counter may wrap twice in 600 s, and below 164 s it cannot"]
+
+
 def test_energy_without_a_counter_is_null_with_a_reason(tmp_path: Path) -> None:
     flags: list[str] = []
 
@@ -304,3 +313,19 @@ def test_this_machine_is_recognised() -> None:
 
     assert found.hard["ram_mib"] > 0
     assert found.hard["cpus_allowed"]
+
+
+def test_reading_the_counters_is_in_no_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reading takes 5 s of this clock, and one second lies between them."""
+    moments = iter([0.0, 5.0, 6.0, 11.0])
+
+    def now() -> environment.Clocks:
+        now_s = next(moments)
+        return environment.Clocks(now_s, 0.9 * now_s, int(now_s), 2 * int(now_s), now_s)
+
+    monkeypatch.setattr(environment.Clocks, "now", now)
+    before, after = environment.snapshot([], tmp_path), environment.snapshot([], tmp_path)
+
+    window = after.window_since(before)
+    assert (window.wall_s, window.nivcsw, window.majflt, window.slept_s) == (1.0, 1, 2, 0.0)
+    assert window.cpu_s == pytest.approx(0.9)

@@ -140,7 +140,7 @@ class Machine:
     def look(self, flags: list[str]) -> Snapshot:
         self.looks += 1
         now_s = 1000.0 + self.looks * self.wall_s
-        return replace(snapshot([]), monotonic_s=now_s, boottime_s=now_s)
+        return replace(snapshot([]), monotonic_s=now_s, boottime_s=now_s, left=None)
 
 
 def _timed(stamps_ns: list[int], wall_s: float, num_queries: int) -> dict[str, Any]:

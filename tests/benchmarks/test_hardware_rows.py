@@ -97,6 +97,7 @@ def test_a_longer_measurement_stands_before_a_newer_short_look(make_stored: Make
         {"hard": {"governor": "performance"}},
         {"hard": {"gpu": "GPU One"}},
         {"hard": {"cpus_allowed": [0]}},
+        {"hard": {"turns": True}},
     ],
     ids=str,
 )

@@ -239,6 +239,13 @@ def test_a_series_is_named_by_its_id_or_by_words_of_its_title(db: Path) -> None:
     assert [one.id[0] for one in check_history(["openvino"], db=db, now=NOW).series] == ["b"]
 
 
+def test_an_improvement_is_told_in_the_table(db: Path) -> None:
+    kept(db, *runs([1.0] * 20 + [0.9] * 3), *runs([1.0] * 2, series="b", hard={"kernel": "6.8"}))
+
+    assert series_of(db)[0].verdict == "faster"
+    assert re.search(r"aaaaaaaa .* 23 .* faster", _shown(None, db))
+
+
 def test_all_series_are_a_table_and_one_is_a_plot(db: Path) -> None:
     kept(db, *runs([1.0] * 20 + [1.06] * 3), *runs([1.0] * 2, series="b", hard={"kernel": "6.8"}))
 

@@ -196,6 +196,11 @@ def test_what_cannot_be_compared_is_refused_in_words(edgestill: Any, measured: P
             act()
 
     assert edgestill("compare", model, measured / "b.onnx", "--selftest").code == 2
+    for option in (["--junit", tmp_path / "j.xml"], ["--metric", "p25"], ["--max-p99-ms", "5"], ["--strict"]):
+        refused = edgestill("compare", model, model, "--selftest", *option)
+        assert (refused.code, f"leave out {option[0]}" in refused.err) == (2, True)
+    late = edgestill("compare", model, model, "--junit", tmp_path / "missing" / "j.xml", "--out", tmp_path / "o")
+    assert (late.code, "there is no folder" in late.err, (tmp_path / "o").exists()) == (2, True, False)
 
 
 def test_records_beside_each_other_are_read_with_their_placements(measured: Path, tmp_path: Path) -> None:
