@@ -21,7 +21,6 @@ from benchmarks.device.record import Record
 from benchmarks.history_answers import ChangeAccepted, HistoryAdded, HistoryChecked, HistoryShown
 from benchmarks.history_database import BUSY_S, UnavailableError, label_of, spool_dir_of
 from benchmarks.history_series import (
-    CLOCK_TOLERANCE,
     SHORT,
     SLOWER,
     Run,
@@ -33,6 +32,7 @@ from benchmarks.history_series import (
 )
 from benchmarks.history_spool import keep, set_aside, waiting
 from benchmarks.history_store import (
+    CLOCK_TOLERANCE,
     History,
     check_record,
     open_history,
@@ -72,18 +72,18 @@ def keep_records(
     rest is written. Raises DataError for a record that has no date, id or latency, and where neither the database nor the
     spool can be written; IntegrityError for a history of another schema.
     """
-    records = _distinct(records)
+    records, now = _distinct(records), now or datetime.now(UTC)
     directory = spool_dir or spool_dir_of(db)
     try:
         with open_history(db, write=True, busy_s=busy_s) as history:
-            merged, notes = _merge(history, directory)
+            merged, notes = _merge(history, directory, now)
             newest = {key: history.newest(key) for key in {record.env.hard_sha256 for record in records}}
-            stored = history.add(records)
+            stored = history.add(records, now=now)
     except UnavailableError as error:
         return _spooled(records, directory, label_of(db), error)
     added_ids = set(stored.added)
     added = [record for record in records if record.run_id in added_ids]
-    notes += _clock_notes(added, newest, now or datetime.now(UTC))
+    notes += _clock_notes(added, newest, now)
     return HistoryAdded(
         db=label_of(db),
         added=stored.added,
@@ -172,12 +172,12 @@ def _distinct(records: Sequence[Record]) -> list[Record]:
     return sorted(distinct, key=lambda record: (moment_of(record), record.run_id))
 
 
-def _merge(history: History, directory: Path) -> tuple[int, list[str]]:
+def _merge(history: History, directory: Path, now: datetime) -> tuple[int, list[str]]:
     """Write what waits; its file goes once the database has it. A record of an id that is there is set aside."""
     spooled, notes = waiting(directory)
     merged = 0
     for one in spooled:
-        stored = history.add([one.record])
+        stored = history.add([one.record], now=now)
         if stored.different:
             path = set_aside(one.path, "conflict")
             notes.append(
@@ -232,17 +232,17 @@ def _different(run_ids: Sequence[str], label: str) -> DataError | None:
 
 
 def _read(db: Database, spool_dir: Path | None, busy_s: float, now: datetime | None) -> tuple[list[Series], list[str]]:
-    directory = spool_dir or spool_dir_of(db)
+    directory, now = spool_dir or spool_dir_of(db), now or datetime.now(UTC)
     notes: list[str] = []
     if num_waiting := len(list(directory.glob("*.json"))):
         try:
             with open_history(db, write=True, busy_s=busy_s) as history:
-                merged, notes = _merge(history, directory)
+                merged, notes = _merge(history, directory, now)
                 notes += [f"{merged} records that waited in {directory} are in the history now"] if merged else []
         except UnavailableError as error:
             notes = [f"{num_waiting} records wait in {directory} and are not shown: {error.reason}"]
     with open_history(db, write=False, busy_s=busy_s) as history:
-        return read_series(history, now or datetime.now(UTC)), notes
+        return read_series(history, now), notes
 
 
 def _write_page(series: Sequence[Series], page: Path) -> None:

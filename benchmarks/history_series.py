@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import takewhile
 from typing import Any
 
@@ -26,13 +26,12 @@ from benchmarks.change_rule import (
     follow,
     shift_between,
 )
-from benchmarks.history_store import AcceptedRow, History, RunRow, utc_text
+from benchmarks.history_store import CLOCK_TOLERANCE, AcceptedRow, History, RunRow, utc_text
 from targets.errors import RecipeError
 
 SLOWER, FASTER, SAME, UNKNOWN = "slower", "faster", "no change", "cannot tell"
 ACCEPTED, BACK = "accepted", "back"
 NOT_VALID, FUTURE = "not valid", "dated in the future"
-CLOCK_TOLERANCE = timedelta(days=1)
 SHORT = 8  # characters of a fingerprint or a run id that a person reads
 MIN_PREFIX = 4
 
@@ -233,9 +232,9 @@ def _series(
 
 
 def _why_not(row: RunRow, latest: str) -> str | None:
-    if not row.valid:
-        return NOT_VALID
-    return FUTURE if row.utc > latest else None
+    if row.utc > latest:
+        return FUTURE
+    return None if row.valid else NOT_VALID
 
 
 def _verdict(course: Course) -> str:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from benchmarks.records import moment_of
 from targets.errors import DataError, IntegrityError, MeasurementError
 
 SCHEMA_VERSION = 1
+CLOCK_TOLERANCE = timedelta(days=1)
 MAX_TRIES = 20  # of a write that other writers came between
 IDS_A_QUERY = 500  # a statement holds a limited number of values
 
@@ -49,7 +50,10 @@ class SchemaRow(Base):
 
 
 class RunRow(Base):
-    """One record, whole in `record` (JSON). `utc` is ISO 8601 in UTC with microseconds, so that it sorts as text."""
+    """One record, whole in `record` (JSON). `utc` is ISO 8601 in UTC with microseconds, so that it sorts as text.
+
+    `valid`: neither disturbed, nor dated in the future when it came: that wrong date passes, and stays wrong.
+    """
 
     __tablename__ = "edgestill_runs"
     __table_args__ = (Index("edgestill_runs_in_order", "hard_sha256", "utc"),)
@@ -100,13 +104,14 @@ class History:
         self._engine = engine
         self._label = label
 
-    def add(self, records: Sequence[Record]) -> Written:
+    def add(self, records: Sequence[Record], *, now: datetime) -> Written:
         """Write records in one transaction. Raises UnavailableError, and then none of them is written."""
+        latest = utc_text(now + CLOCK_TOLERANCE)
         with told(self._label):
             for _ in range(MAX_TRIES):
                 try:
                     with Session(writing(self._engine)) as session, session.begin():
-                        return _add(session, records)
+                        return _add(session, records, latest)
                 except exc.IntegrityError:
                     continue  # another process wrote one of these between our look and our write: look again
         raise UnavailableError(self._label, f"other writers came first {MAX_TRIES} times")
@@ -173,11 +178,11 @@ def utc_text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def _add(session: Session, records: Sequence[Record]) -> Written:
+def _add(session: Session, records: Sequence[Record], latest: str) -> Written:
     known = dict(_present(session, [record.run_id for record in records]))
     added, already, different = [], [], []
     for record in records:
-        row = _row(record)
+        row = _row(record, latest)
         if record.run_id not in known:
             known[record.run_id] = row.record
             session.add(row)
@@ -204,10 +209,11 @@ def _present(session: Session, run_ids: Sequence[str]) -> Iterator[tuple[str, st
             yield row.run_id, row.record
 
 
-def _row(record: Record) -> RunRow:
+def _row(record: Record, latest: str) -> RunRow:
+    utc = utc_text(moment_of(record))
     return RunRow(
         run_id=record.run_id,
-        utc=utc_text(moment_of(record)),
+        utc=utc,
         hard_sha256=_storable(record.env.hard_sha256),
         name=_storable(record.model.name),
         target=_storable(record.runtime.name),
@@ -222,7 +228,7 @@ def _row(record: Record) -> RunRow:
         size_bytes=record.model.bytes,
         model_sha256=_storable(record.model.sha256),
         git_sha=_storable(sha) if isinstance(sha := record.git.get("sha"), str) else None,
-        valid=record.validity.ok,
+        valid=record.validity.ok and utc <= latest,
         record=json.dumps(record.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False),
     )
 

@@ -398,6 +398,16 @@ def test_a_run_dated_in_the_future_is_kept_told_of_and_not_judged(db: Path) -> N
     assert "The clock there was wrong" in series.notes[0]
 
 
+def test_a_wrong_date_stays_wrong_when_it_has_passed(db: Path) -> None:
+    ahead = replace(RECORDS[5], utc=(NOW + timedelta(days=30)).isoformat())
+    keep_records([*RECORDS[:5], ahead], db=db, now=NOW)
+
+    (series,) = show_history(db=db, now=NOW + timedelta(days=60)).series
+
+    assert [run.why_not for run in series.runs] == [None] * 5 + ["not valid"]
+    assert series.num_runs == 5
+
+
 def test_dates_of_other_zones_and_of_none_are_ordered_by_the_moment(db: Path) -> None:
     dates = ["2026-01-01T12:00:00+00:00", "2026-01-01T12:30:00+02:00", "2026-01-01T11:00:00", "2026-01-01T11:30:00Z"]
     keep_records([replace(record, utc=date) for record, date in zip(RECORDS, dates, strict=False)], db=db, now=NOW)
