@@ -20,14 +20,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from platform import python_version
 from typing import Any, TypeVar
 
 from pipeline.artifacts import Artifact
 from pipeline.progress import Progress
-from targets.base import read_json, sha256_file, write_json
+from targets.base import installed_version, read_json, sha256_file, write_json
 from targets.errors import DeviceError, EdgestillError, IntegrityError
 
 A = TypeVar("A", bound=Artifact)
@@ -358,12 +357,4 @@ def _module_path(name: str) -> Path | None:
 def _version(top_level: str) -> str | None:
     if top_level in sys.stdlib_module_names:
         return None
-    try:
-        return metadata.version(DISTRIBUTIONS.get(top_level, top_level))
-    except metadata.PackageNotFoundError:  # onnxruntime-gpu brings onnxruntime, tensorrt-cu13 tensorrt
-        return next(map(metadata.version, _distributions().get(top_level, ())), None)
-
-
-@cache
-def _distributions() -> Mapping[str, list[str]]:
-    return metadata.packages_distributions()
+    return installed_version(top_level, DISTRIBUTIONS.get(top_level))

@@ -12,13 +12,15 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from targets.errors import IntegrityError
+from targets.errors import IntegrityError, RecipeError
 
 Array = npt.NDArray[Any]
 Batch = Mapping[str, Array]
@@ -267,6 +269,26 @@ class Target(Protocol):
     def load(self, compiled: CompiledModel, *, batch: int = 1) -> Session: ...
 
     def placement(self, compiled: CompiledModel) -> Placement: ...
+
+
+def check_folder_of(path: Path, option: str) -> None:
+    """Raise RecipeError for a file that could not be written in the end, before what it is to hold is measured or trained."""
+    if not path.absolute().parent.is_dir():
+        raise RecipeError(f"{option} {path}: there is no folder {path.parent}. Make it, or name another file.")
+
+
+def installed_version(module: str, distribution: str | None = None) -> str | None:
+    """Version of the distribution that brings `module`, whatever it is called (onnxruntime, onnxruntime-gpu; tensorrt, tensorrt-cu13);
+    None where none does. `distribution`: its usual name, where that is not the module's."""
+    try:
+        return metadata.version(distribution or module)
+    except metadata.PackageNotFoundError:
+        return next(map(metadata.version, _distributions().get(module, ())), None)
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
 
 
 def sha256_file(path: Path) -> str:

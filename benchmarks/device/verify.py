@@ -14,7 +14,6 @@ import stat
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from benchmarks.device.json_schema import first_fault
 from benchmarks.device.manifest import SCHEMA, SCHEMA_VERSION
 from benchmarks.device.signature import SIGNATURE, check_signature, fingerprint, load_public_key
 from targets import make_target
-from targets.base import Array, CompiledModel, Target, sha256_file
+from targets.base import Array, CompiledModel, Target, installed_version, sha256_file
 from targets.errors import IntegrityError, TargetError
 
 MANIFEST = "manifest.json"
@@ -107,7 +106,7 @@ def check_machine(compiled: CompiledModel) -> None:
 
 
 def _check_runtime(compiled: CompiledModel, package: str, version: str) -> None:
-    installed = _installed(package)
+    installed = installed_version(package)
     any_version = "runtime" not in compiled.built_for
     if installed is not None and (any_version or _same_release(version, installed)):
         return
@@ -134,7 +133,7 @@ def _check_gpu(compiled: CompiledModel) -> None:
 def runtime_facts(target: Target) -> dict[str, str]:
     """What a model that is compiled here depends on besides the hardware's own facts: the runtime's version, and for what runs on a
     GPU, which one."""
-    facts = {"version": _installed(target.package) or ""}
+    facts = {"version": installed_version(target.package) or ""}
     return facts if target.on_cpu else {**facts, **gpu_facts()}
 
 
@@ -330,15 +329,6 @@ def _runtime(compiled: CompiledModel) -> tuple[str, str] | None:
     """(package, version) out of a toolchain such as "openvino 2026.4.1"; None where the target names none."""
     match = re.fullmatch(r"([A-Za-z0-9_.-]+) (\d\S*)", compiled.toolchain)
     return (match[1], match[2]) if match else None
-
-
-def _installed(module: str) -> str | None:
-    """Version of the distribution that brings `module`, whatever it is called (onnxruntime, onnxruntime-gpu)."""
-    try:
-        return metadata.version(module)
-    except metadata.PackageNotFoundError:
-        names = metadata.packages_distributions().get(module, [])
-        return metadata.version(names[0]) if names else None
 
 
 def _same_release(built: str, installed: str) -> bool:

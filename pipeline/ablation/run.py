@@ -31,7 +31,7 @@ from pipeline.learning.own_code import PREFIX, own_factory
 from pipeline.progress import Progress, Quiet
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.workspace import Stopped, Workspace
-from targets.base import write_json
+from targets.base import check_folder_of, write_json
 from targets.errors import EdgestillError, RecipeError
 
 RESULT_FILE = "ablation.json"
@@ -63,8 +63,8 @@ def ablate_recipe(
     names = chosen_arms(recipe, arms)
     _check_tuning(recipe)
     _check_code(recipe, allow_code)
-    if export is not None and not export.absolute().parent.is_dir():
-        raise RecipeError(f"--export {export}: there is no folder {export.parent}. Make it, or name another file.")
+    if export is not None:
+        check_folder_of(export, "--export")
     progress = progress or Quiet()
     how = How(seed=recipe.seed, progress=progress, offline=offline, allow_code=allow_code)
     workspace = Workspace(runs_dir, recipe.name, progress)

@@ -40,12 +40,6 @@ Launches = Annotated[
 Preset = Annotated[str, typer.Option("--preset", help="smoke, ci or release: how long is measured")]
 
 
-def check_folder_of(path: Path | None, option: str) -> None:
-    """Refuse a file that could not be written in the end, before what it is to hold is measured."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"{option} {path}: there is no folder {path.parent}. Make it, or name another file")
-
-
 def target_options(target: str, threads: int, given: list[str] | None) -> dict[str, Any]:
     """The target's options: its threads, where it has such a thing, and what was given as KEY=VALUE (YAML values)."""
     import yaml

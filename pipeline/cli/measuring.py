@@ -18,7 +18,6 @@ from pipeline.cli.app import (
     Threads,
     answer,
     app,
-    check_folder_of,
     print_document,
     target_options,
 )
@@ -90,6 +89,7 @@ def compare(
     """Is B slower, larger or hungrier than A? Pairs of processes that take turns, an exact test; exit 4 when worse."""
     from benchmarks.compare import NAMES
     from pipeline.compare_models import compare_models, selftest_model
+    from targets.base import check_folder_of
 
     common: dict[str, Any] = {
         "target": target,
@@ -100,7 +100,8 @@ def compare(
         "launches": launches,
         "progress": open_progress(),
     }
-    check_folder_of(junit, "--junit")
+    if junit is not None:
+        check_folder_of(junit, "--junit")
     if selftest:
         if a != b:
             raise typer.BadParameter("--selftest measures one model: give it as A and as B")
@@ -138,8 +139,10 @@ def matrix(
 ) -> None:
     """Measure many models on many runtimes, precisions and threads by one recipe; started again, it goes on."""
     from pipeline.matrix import export_results, run_matrix
+    from targets.base import check_folder_of
 
-    check_folder_of(export, "--export")
+    if export is not None:
+        check_folder_of(export, "--export")
     found = run_matrix(
         recipe,
         out_dir=out,

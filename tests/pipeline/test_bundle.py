@@ -429,7 +429,7 @@ def test_another_or_no_runtime_is_refused_before_anything_runs(toolchain: str, b
 def test_a_runtime_must_be_of_the_release_that_was_proved(
     built: str, here: str, runs: bool, compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "_installed", lambda _: here)
+    monkeypatch.setattr(verify, "installed_version", lambda _: here)
     asked = replace(compiled, toolchain=f"onnxruntime {built}")
 
     if runs:
@@ -461,7 +461,7 @@ def test_an_engine_of_another_gpu_or_tensorrt_is_refused_before_anything_runs(
 ) -> None:
     here = {**ORIN, **changed}
     monkeypatch.setattr(verify, "gpu_facts", lambda: here)
-    monkeypatch.setattr(verify, "_installed", lambda _: here["runtime"])
+    monkeypatch.setattr(verify, "installed_version", lambda _: here["runtime"])
     _rewrite_compiled(bundle, target="tensorrt", toolchain="tensorrt 10.3.0", built_for=ORIN)
 
     with pytest.raises(TargetError, match=says):
@@ -472,7 +472,7 @@ def test_an_engine_is_let_through_on_the_gpu_that_it_was_built_on(
     compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verify, "gpu_facts", lambda: ORIN)
-    monkeypatch.setattr(verify, "_installed", lambda _: "10.3.0")
+    monkeypatch.setattr(verify, "installed_version", lambda _: "10.3.0")
 
     verify.check_machine(replace(compiled, target="tensorrt", toolchain="tensorrt 10.3.0", built_for=ORIN))
 
@@ -480,7 +480,7 @@ def test_an_engine_is_let_through_on_the_gpu_that_it_was_built_on(
 @pytest.mark.usefixtures("nothing_may_run")
 def test_without_cuda_an_engine_is_refused_with_what_to_install(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("targets.cuda.candidates", lambda: iter(()))
-    monkeypatch.setattr(verify, "_installed", lambda _: "10.3.0")
+    monkeypatch.setattr(verify, "installed_version", lambda _: "10.3.0")
     _rewrite_compiled(bundle, target="tensorrt", toolchain="tensorrt 10.3.0", built_for=ORIN)
 
     with pytest.raises(TargetError, match="libcudart, the CUDA runtime, is not found here"):
@@ -492,7 +492,7 @@ def test_a_portable_bundle_is_for_any_machine_and_its_golden_output_decides(
 ) -> None:
     report = portable_bundle(bundle, tmp_path / "portable")
     monkeypatch.setattr(platform, "machine", lambda: "riscv128")
-    monkeypatch.setattr(verify, "_installed", lambda _: "99.0")
+    monkeypatch.setattr(verify, "installed_version", lambda _: "99.0")
 
     verified = verify_bundle(report.path)
 
@@ -509,7 +509,7 @@ def test_a_portable_bundle_needs_its_runtime_all_the_same(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     portable_bundle(bundle, tmp_path / "portable")
-    monkeypatch.setattr(verify, "_installed", lambda _: None)
+    monkeypatch.setattr(verify, "installed_version", lambda _: None)
 
     with pytest.raises(TargetError, match=r"here is none\. Install that \(pip install onnxruntime\)"):
         verify_bundle(tmp_path / "portable")

@@ -16,6 +16,7 @@ from pipeline import workspace
 from pipeline.artifacts import Artifact
 from pipeline.progress import Quiet
 from pipeline.workspace import CHECKPOINT_DIR, Workspace, differences, key_parts
+from targets import base
 
 MODULE = "pipeline.gates"
 
@@ -151,11 +152,11 @@ def test_a_library_of_a_wheel_with_another_name_is_in_the_key_by_its_version(mon
 
     monkeypatch.setattr(metadata, "version", version)
     monkeypatch.setattr(metadata, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
-    workspace._distributions.cache_clear()
+    base._distributions.cache_clear()
 
     found = [workspace._version.__wrapped__(name) for name in ("onnxruntime", "json", "nowhere")]
 
-    workspace._distributions.cache_clear()
+    base._distributions.cache_clear()
     assert found == ["1.32.0", None, None]
 
 
