@@ -8,7 +8,7 @@ A target whose device is not connected ends with a kit in place of what only the
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,17 @@ class Finished:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A target of the recipe under a name that is unique in the run. Targets of one scheme share one quantized student, those of one
+    dialect too share one graph."""
+
+    name: str
+    target: TargetConfig
+    scheme: str
+    dialect: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Made:
     """What one target's device is given: graphs, samples, and what the host knows of them."""
 
@@ -80,43 +91,35 @@ def pipeline(recipe: Recipe, workspace: Workspace, how: How) -> Finished:
     tutor = do.train_assistants(data, teacher)  # the teacher itself where the recipe has none
     labels = do.soft_labels(data, tutor)  # None where the teacher is asked in every step
     student = do.distill(data, tutor, labels)
-    # Stage by stage, not target by target, so that `--until` finds a stage whole. Targets of one scheme share a quantized student.
-    wanted = {name: (scheme, target) for scheme, targets in by_scheme(recipe.targets) for name, target in targets}
-    dialects = {
-        name: dialect_of(scheme, make_target(one.name, one.options).dialect) for name, (scheme, one) in wanted.items()
-    }
-    quantized = {scheme: do.quantize(scheme, data, student) for scheme, _ in wanted.values()}
+    # Stage by stage, not target by target, so that `--until` finds a stage whole.
+    wanted = wanted_of(recipe.targets)
+    schemes = dict.fromkeys(one.scheme for one in wanted)
+    quantized = {scheme: do.quantize(scheme, data, student) for scheme in schemes}
     floats = {role: do.export_float(role, model, data) for role, model in (("student", student), ("teacher", teacher))}
     int8 = {
-        name: do.export_quantized(scheme, dialects[name], quantized[scheme], student, data)
-        for name, (scheme, _) in wanted.items()
+        one.name: do.export_quantized(one.scheme, one.dialect, quantized[one.scheme], student, data) for one in wanted
     }
-    scores = {
-        name: (
-            do.score(scheme, data, teacher, student, quantized[scheme]),
-            do.score_onnx(scheme, dialects[name], int8[name], data),
-        )
-        for name, (scheme, _) in wanted.items()
-    }
+    scores = {scheme: do.score(scheme, data, teacher, student, quantized[scheme]) for scheme in schemes}
+    onnx_scores = {one.name: do.score_onnx(one.scheme, one.dialect, int8[one.name], data) for one in wanted}
     kits = {
-        name: do.kit(name, target, int8[name], floats["student"], scores[name][1], data)
-        for name, (_, target) in wanted.items()
-        if target.device == KIT
+        one.name: do.kit(one.name, one.target, int8[one.name], floats["student"], onnx_scores[one.name], data)
+        for one in wanted
+        if one.target.device == KIT
     }
     jobs: list[Job[Deployed]] = []
-    for name, (scheme, target) in wanted.items():
-        if target.device == KIT:
+    for one in wanted:
+        if one.target.device == KIT:
             continue
         made = Made(
-            name=name,
-            target=target,
+            name=one.name,
+            target=one.target,
             data=data,
-            int8=int8[name],
+            int8=int8[one.name],
             floats=floats,
-            trained={"teacher": teacher, "student": student, "quantized": quantized[scheme]},
-            scores=scores[name],
+            trained={"teacher": teacher, "student": student, "quantized": quantized[one.scheme]},
+            scores=(scores[one.scheme], onnx_scores[one.name]),
         )
-        jobs.append(Job(name, target.device, partial(deploy, do, made)))
+        jobs.append(Job(one.name, one.target.device, partial(deploy, do, made)))
     deployed, failures = on_devices(jobs, how.progress)
     if failures and not deployed and not kits:
         raise next(iter(failures.values()))
@@ -266,16 +269,17 @@ def stages_of(recipe: Recipe) -> list[str]:
     return [stage for stage in STAGES if not absent.get(stage)]
 
 
-def by_scheme(targets: Sequence[TargetConfig]) -> Iterator[tuple[str, list[tuple[str, TargetConfig]]]]:
-    """Targets grouped by what they want trained, each with a name that is unique in the run."""
-    groups: dict[str, list[tuple[str, TargetConfig]]] = {}
+def wanted_of(targets: Sequence[TargetConfig]) -> list[Wanted]:
+    """What each target wants made, in the recipe's order."""
+    wanted: list[Wanted] = []
     num_seen: dict[str, int] = {}
     for target in targets:
         num_seen[target.name] = num_seen.get(target.name, 0) + 1
         name = target.name if num_seen[target.name] == 1 else f"{target.name}-{num_seen[target.name]}"
-        scheme = target.scheme or own_scheme(make_target(target.name, target.options), here=target.device == LOCAL)
-        groups.setdefault(scheme, []).append((name, target))
-    yield from groups.items()
+        made = make_target(target.name, target.options)
+        scheme = target.scheme or own_scheme(made, here=target.device == LOCAL)
+        wanted.append(Wanted(name=name, target=target, scheme=scheme, dialect=dialect_of(scheme, made.dialect)))
+    return wanted
 
 
 def check_targets(targets: Sequence[TargetConfig]) -> None:

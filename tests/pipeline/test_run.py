@@ -21,7 +21,7 @@ from benchmarks.device.record import validate
 from pipeline.artifacts import Artifact
 from pipeline.progress import Quiet
 from pipeline.recipe import TargetConfig, load_recipe
-from pipeline.run import STAGES, RunResult, by_scheme, run_recipe
+from pipeline.run import STAGES, RunResult, run_recipe, wanted_of
 from pipeline.scheme_choice import own_scheme
 from pipeline.workspace import Stopped, Workspace
 from targets import make_target
@@ -380,7 +380,7 @@ def test_targets_that_share_a_scheme_share_one_quantized_student_and_keep_names_
         TargetConfig(name="onnxruntime-cpu", options={"num_threads": 2}),
     ]
 
-    ((scheme, members),) = by_scheme(targets)
+    wanted = wanted_of(targets)
 
-    assert scheme == SCHEME
-    assert [name for name, _ in members] == ["openvino-cpu", "onnxruntime-cpu", "onnxruntime-cpu-2"]
+    assert {one.scheme for one in wanted} == {SCHEME}
+    assert [one.name for one in wanted] == ["openvino-cpu", "onnxruntime-cpu", "onnxruntime-cpu-2"]
