@@ -157,7 +157,7 @@ def runtime_of(device: Device, target: TargetConfig, run_dir: Path) -> Mapping[s
         return runtime_facts(make_target(target.name, target.options))
     memory = _memory(run_dir, f"{device.name}-{target.name}")
     try:
-        facts: Mapping[str, Any] = device.ask("probe", "--target", target.name).get("runtime", {})
+        facts: Mapping[str, Any] = device.ask("probe", "--target", target.name)["runtime"]
     except DeviceError:
         if not memory.exists():
             raise
