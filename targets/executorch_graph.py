@@ -36,9 +36,8 @@ class Step:
 
     scale: float
     zero_point: int
-    shift: int = field(
-        default=0, compare=False
-    )  # what was taken from the graph's own integers: 128 where these are uint8
+    # What was taken from the graph's own integers: 128 where these are uint8. Two steps of other integers say the same.
+    shift: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

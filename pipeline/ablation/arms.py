@@ -16,12 +16,15 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from pipeline.recipe import CurriculumConfig, DistillConfig, Recipe, TrainConfig
 from pipeline.recipe_ablation import overridden
 from targets.errors import RecipeError
 
+S = TypeVar("S", bound=BaseModel)
 ALONE, KD, RECIPE, BLIND_REPLAY = "alone", "kd", "recipe", "blind-replay"
 OPPOSITE = {"easy_first": "hard_first", "hard_first": "easy_first", "random": "hard_first"}
 # Axis -> the keys of `distill` that are it; set to their defaults, it is off.
@@ -115,23 +118,24 @@ def in_one_round(config: DistillConfig) -> DistillConfig:
         return config
     changes: dict[str, Any] = {"rounds": 1, "target_top1": None, "train": _stretched(train, rounds)}
     if config.losses is not None:
-        longer = [one.model_copy(update={"warmup_epochs": one.warmup_epochs * rounds}) for one in config.losses]
-        changes["losses"] = tuple(longer)
-    for axis, values in (
-        ("curriculum", "fractions"),
-        ("temperature_curriculum", "values"),
-        ("weight_curriculum", "values"),
-    ):
-        section = getattr(config, axis)
-        if section is None:
-            continue
-        if axis == "temperature_curriculum":
-            section = section.model_copy(update={"reversal_epochs": section.reversal_epochs * rounds})
-            changes[axis] = section
-        if getattr(section, values):
-            replayed = tuple(value for value in getattr(section, values) for _ in range(rounds))
-            changes[axis] = section.model_copy(update={values: replayed})
+        changes["losses"] = tuple(
+            one.model_copy(update={"warmup_epochs": one.warmup_epochs * rounds}) for one in config.losses
+        )
+    if config.curriculum is not None:
+        changes["curriculum"] = _repeated(config.curriculum, "fractions", rounds)
+    if (temperature := config.temperature_curriculum) is not None:
+        reversal_epochs = temperature.reversal_epochs * rounds
+        longer = temperature.model_copy(update={"reversal_epochs": reversal_epochs})
+        changes["temperature_curriculum"] = _repeated(longer, "values", rounds)
+    if config.weight_curriculum is not None:
+        changes["weight_curriculum"] = _repeated(config.weight_curriculum, "values", rounds)
     return _with(config, changes)
+
+
+def _repeated(section: S, replayed: str, rounds: int) -> S:
+    """Each value that stands for an epoch, so often."""
+    values = tuple(value for value in getattr(section, replayed) for _ in range(rounds))
+    return section.model_copy(update={replayed: values})
 
 
 def _stretched(train: TrainConfig, rounds: int) -> TrainConfig:

@@ -13,6 +13,7 @@ from pipeline.ablation.arms import ALONE, KD, RECIPE
 from pipeline.ablation.verdict import TOO_FEW, ArmVerdict, verdicts
 
 FEW_SEEDS = 5
+TUNED = {"temperature": "temperature", "kd_weight": "weight"}  # the keys of a grid's pair, and what people call them
 BASIC = (ALONE, KD, RECIPE)
 Document = Mapping[str, Any]
 BySeed = Mapping[int, float]
@@ -160,15 +161,9 @@ def tuning_line(document: Document) -> str:
     tried = ", ".join(
         f"T {one['temperature']:g} w {one['kd_weight']:g}: {_percent(one['validation_top1'], 2)}" for one in grid
     )
-    at_edge = [
-        word for key, word in (("temperature", "temperature"), ("kd_weight", "weight")) if _at_the_edge(tuning, key)
-    ]
-    edge = (
-        f" Its best {' and '.join(at_edge)} {'are' if at_edge[1:] else 'is'} at the edge of the grid."
-        if at_edge
-        else ""
-    )
-    return f"Plain KD: {tuned}, the best of {len(grid)} on validation under seed {tuning['seed']} ({tried}).{edge}"
+    told = f"Plain KD: {tuned}, the best of {len(grid)} on validation under seed {tuning['seed']} ({tried})."
+    at_edge = [word for key, word in TUNED.items() if _at_the_edge(tuning, key)]
+    return " ".join([told, *(f"Its best {word} is at the edge of the grid." for word in at_edge)])
 
 
 def _at_the_edge(tuning: Mapping[str, Any], key: str) -> bool:

@@ -39,12 +39,11 @@ def _one_after_another(do: AblationSteps, trainings: Sequence[Training]) -> dict
         for training in trainings:
             try:
                 do.outcome(training)
-            except (
-                Exception
-            ) as error:  # a loss of a person's own may raise anything, and must not take the others with it
-                failed[training.name] = (
-                    error if isinstance(error, EdgestillError) else _foreign(type(error).__name__, error)
-                )
+            except EdgestillError as error:
+                failed[training.name] = error
+            except Exception as error:  # a person's own loss may raise anything; it takes no other training with it
+                failed[training.name] = _foreign(type(error).__name__, error)
+            if training.name in failed:
                 _tell(do.how.progress, training, failed[training.name])
             task.advance(1)
     return failed

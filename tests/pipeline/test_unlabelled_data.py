@@ -16,7 +16,7 @@ from benchmarks.device.preprocess import decode, geometric, load_evaluation
 from pipeline.artifacts import PreparedData
 from pipeline.learning.data import Data
 from pipeline.learning.labels import UNLABELLED
-from pipeline.recipe import DataConfig, parse_recipe
+from pipeline.recipe import DataConfig, Recipe, parse_recipe
 from pipeline.run import run_recipe
 from pipeline.stages.data import prepare_data
 from targets.base import read_json
@@ -321,19 +321,16 @@ def test_a_section_that_cannot_be_is_refused(changes: dict[str, Any], message: s
 # --- keys --------------------------------------------------------------------------------------------------------------
 
 
+def recipe_on(data: dict[str, Any]) -> Recipe:
+    net = {"model": "resnet8"}
+    whole = {"name": "r", "data": data, "teacher": net, "distill": net, "targets": [{"name": "onnxruntime-cpu"}]}
+    return parse_recipe(whole, "r.yaml")
+
+
 def test_what_a_foreign_folder_holds_is_part_of_the_datas_key(tmp_path: Path) -> None:
     own = save_folder(tmp_path / "own")
     save_images(tmp_path / "more", ["a.png", "b.png"])
-    recipe = parse_recipe(
-        {
-            "name": "r",
-            "data": {**own, "unlabelled": [f"image_folder:{tmp_path / 'more'}"]},
-            "teacher": {"model": "resnet8"},
-            "distill": {"model": "resnet8"},
-            "targets": [{"name": "onnxruntime-cpu"}],
-        },
-        "r.yaml",
-    )
+    recipe = recipe_on({**own, "unlabelled": [f"image_folder:{tmp_path / 'more'}"]})
     built = []
     for name in ("a.png", "a.png", "c.png"):
         shutil.copy(tmp_path / "more" / "b.png", tmp_path / "more" / name)
@@ -355,16 +352,7 @@ def test_what_a_reader_of_ones_own_imports_is_part_of_the_datas_key(
         "    x, y = np.arange(60 * 64).reshape(60, 8, 8).astype('uint8'), np.arange(60) % 2\n"
         "    return {'x_train': x[:50], 'y_train': y[:50], 'x_test': x[50:], 'y_test': y[50:]}\n"
     )
-    recipe = parse_recipe(
-        {
-            "name": "r",
-            "data": {"source": "python:own_reader:make", "calibration": 8},
-            "teacher": {"model": "resnet8"},
-            "distill": {"model": "resnet8"},
-            "targets": [{"name": "onnxruntime-cpu"}],
-        },
-        "r.yaml",
-    )
+    recipe = recipe_on({"source": "python:own_reader:make", "calibration": 8})
     built = []
     for line in ("", "", "STYLE = 2\n"):
         drawing.write_text(drawing.read_text() + line)
