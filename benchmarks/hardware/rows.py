@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from benchmarks.device.record import MIN_QUERIES, Record
@@ -159,12 +160,13 @@ _MEASURED = (
 def rows_of(stored: Sequence[Stored]) -> tuple[list[HardwareRow], list[Stored]]:
     """One row an identity, ordered by model and p50; and the records that another one of the same identity stands for.
 
-    A valid record stands before one that is not: a disturbed run is taken again, not believed. Then one whose launches
-    last longer stands before a shorter look, then the newer. Raises MeasurementError for a p50 that is not above zero.
+    Two artifacts that one session held against each other are two rows, also where both are called alike. A valid record
+    stands before one that is not: a disturbed run is taken again, not believed. Then one whose launches last longer stands
+    before a shorter look, then the newer. Raises MeasurementError for a p50 that is not above zero.
     """
     found: dict[Identity, list[Stored]] = {}
-    for one in stored:
-        found.setdefault(identity_of(one.record), []).append(one)
+    for identity, one in _identities(stored):
+        found.setdefault(identity, []).append(one)
     best = {identity: max(same, key=_rank) for identity, same in found.items()}
     for one in best.values():
         _check(one)
@@ -172,6 +174,20 @@ def rows_of(stored: Sequence[Stored]) -> tuple[list[HardwareRow], list[Stored]]:
     rows = [_row(key, identity, one) for key, (identity, one) in zip(keys, best.items(), strict=True)]
     older = [one for identity, same in found.items() for one in same if one is not best[identity]]
     return sorted(rows, key=lambda row: (row.model.casefold(), row.identity.shape, row.p50_ms)), older
+
+
+def _identities(stored: Sequence[Stored]) -> list[tuple[Identity, Stored]]:
+    """Who each record is. `compare v1/model.onnx v2/model.onnx` writes two that are called `model`: the arm tells them apart."""
+    artifacts: dict[tuple[Identity, Path], set[str]] = {}
+    for one in stored:
+        artifacts.setdefault((identity_of(one.record), one.file), set()).add(one.record.model.sha256)
+    named = []
+    for one in stored:
+        identity = identity_of(one.record)
+        if len(artifacts[identity, one.file]) > 1:
+            identity = replace(identity, model=f"{identity.model} ({one.arm})")
+        named.append((identity, one))
+    return named
 
 
 def _check(stored: Stored) -> None:

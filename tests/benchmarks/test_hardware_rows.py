@@ -85,6 +85,19 @@ def test_a_longer_measurement_stands_before_a_newer_short_look(make_stored: Make
     assert older == made[1:]
 
 
+def test_two_artifacts_of_one_name_that_were_compared_are_two_rows(make_stored: Make, tmp_path: Path) -> None:
+    made = make_stored(tmp_path, model="model")
+    digests = {"A": "a" * 64, "B": "b" * 64}
+    v1, v2 = (
+        replace(made, arm=arm, record=replace(made.record, model=replace(made.record.model, sha256=digest), run_id=arm))
+        for arm, digest in digests.items()
+    )
+    later = replace(v2, file=tmp_path / "later" / "records.json", record=replace(v2.record, run_id="later"))
+
+    assert [row.model for row in rows_of([v1, v2])[0]] == ["model (A)", "model (B)"]
+    assert [row.model for row in rows_of([v1, later])[0]] == ["model"]  # a new build of it, measured another day
+
+
 @pytest.mark.parametrize(
     "other",
     [
