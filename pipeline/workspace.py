@@ -266,6 +266,7 @@ def _check_seal(out_dir: Path, stage: Any, key: str) -> None:
     try:
         whole = stage["key"] == key and stage["digest"] == _digest(stage["files"])
         whole = whole and all({"size", "mtime_ns"} <= facts.keys() for facts in stage["files"].values())
+        whole = whole and isinstance(stage["seconds"], float)
     except (KeyError, TypeError, AttributeError):
         whole = False
     if not whole:

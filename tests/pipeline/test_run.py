@@ -348,29 +348,40 @@ def test_a_half_written_stage_is_built_again(finished: Any, edgestill: Callable[
     assert "</html>" in (stage / "index.html").read_text()
 
 
+def built_in(directory: Path) -> tuple[str, list[str]]:
+    """A stage of one file: its digest, and what had to be built."""
+    workspace = Workspace(directory, "r", Quiet())
+    config: dict[str, object] = {"epochs": 3}
+    artifact = workspace.build(
+        Artifact, "teacher", config, ["a"], lambda out: (out / "w").write_text("x"), module="pipeline.gates"
+    )
+    return artifact.digest, workspace.built
+
+
+@pytest.mark.parametrize("key", ["key", "digest", "files", "seconds"])
+def test_a_stages_description_without_a_part_that_is_read_is_built_again(tmp_path: Path, key: str) -> None:
+    digest, _ = built_in(tmp_path)
+    (path,) = tmp_path.glob("r/teacher-*/stage.json")
+    path.write_text(path.read_text().replace(f'"{key}"', f'"{key}_"', 1))
+
+    assert built_in(tmp_path) == (digest, ["teacher"])
+
+
 @given(position=st.floats(0, 0.9999), bit=st.integers(0, 7))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_flipped_bit_in_a_stages_description_changes_nothing_or_builds_it_again(
     tmp_path: Path, position: float, bit: int
 ) -> None:
-    def build() -> tuple[str, list[str]]:
-        workspace = Workspace(tmp_path, "r", Quiet())
-        config: dict[str, object] = {"epochs": 3}
-        artifact = workspace.build(
-            Artifact, "teacher", config, ["a"], lambda out: (out / "w").write_text("x"), module="pipeline.gates"
-        )
-        return artifact.digest, workspace.built
-
-    digest, _ = build()
+    digest, _ = built_in(tmp_path)
     (path,) = tmp_path.glob("r/teacher-*/stage.json")
     content = bytearray(path.read_bytes())
     content[int(position * len(content))] ^= 1 << bit
     path.write_bytes(content)
 
-    again, _ = build()
+    again, _ = built_in(tmp_path)
 
     assert again == digest
-    assert build() == (digest, [])
+    assert built_in(tmp_path) == (digest, [])
 
 
 def test_targets_that_share_a_scheme_share_one_quantized_student_and_keep_names_of_their_own() -> None:
