@@ -9,7 +9,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 quickstart: .venv/installed
 	edgestill run recipes/quickstart.yaml
 
-test: lint types unit
+test: lint types .venv/installed build/tensorrt-10 build/tensorrt-11
+	pytest -q -n 2 --dist loadfile
 
 lint: .venv/installed
 	ruff check .
@@ -19,8 +20,9 @@ lint: .venv/installed
 types: .venv/installed
 	mypy
 
+# What is soon told: without the tests that train, quantize, compile or measure a net.
 unit: .venv/installed build/tensorrt-10 build/tensorrt-11
-	pytest -q -n 2 --dist loadfile
+	pytest -q -n 2 --dist loadfile -m "not integration and not system and not gpu"
 
 # TensorRT's Python bindings without its libraries, for tests/targets/test_tensorrt_contract.py: imported over stand-ins, never run.
 build/tensorrt-%: tests/targets/standins/tensorrt-%.txt .venv/installed

@@ -46,6 +46,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A test of the finished run waits until it is built."""
+    if "built" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.integration)
+
+
 class Listening(Quiet):
     """Keeps the lines that were said."""
 

@@ -27,6 +27,8 @@ from benchmarks.ssh import Ssh
 from benchmarks.ssh_login import Address, SshLink, _connection
 from targets.errors import DeviceError, RecipeError
 
+pytestmark = pytest.mark.integration
+
 ADDRESS = Address("board", "ann")
 PATIENCE_S = 20.0
 

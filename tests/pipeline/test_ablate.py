@@ -20,6 +20,8 @@ from pipeline.recipe import DistillConfig, load_recipe
 from pipeline.workspace import Workspace
 from targets.base import read_json
 
+pytestmark = pytest.mark.integration
+
 Cli = Callable[..., Any]
 QUICK = (
     "distill.train.epochs=2",

@@ -9,6 +9,8 @@ from scipy import stats
 from pipeline.ablation.verdict import HELPS, HURTS, NO_DIFFERENCE, TOO_FEW, verdicts
 from targets.errors import RecipeError
 
+pytestmark = pytest.mark.integration
+
 SEED_SD = 0.003  # of a difference between two arms of ResNet-20 size on CIFAR-10
 DIFFERENCES = st.lists(st.floats(-0.05, 0.05).map(lambda value: round(value, 9)), min_size=3, max_size=8, unique=True)
 

@@ -29,7 +29,8 @@ from targets.errors import EdgestillError, IntegrityError, MeasurementError, Mod
 from targets.lint import Finding
 
 node = helper.make_node
-pytestmark = pytest.mark.usefixtures("near")  # the fixture of the module has gone the whole way, process by process
+# near: the fixture of the module has gone the whole way, process by process.
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("near")]
 
 HOPS = (("INT8 graph", "float graph"), ("INT8, compiled", "INT8 graph"), ("INT8, compiled", "float graph"))
 Sizes = Sequence[int | str]

@@ -22,7 +22,8 @@ from targets import make_target
 from targets.base import CompiledModel
 from targets.errors import DataError, EdgestillError, ModelError, RecipeError
 
-pytestmark = pytest.mark.usefixtures("near")  # the fixture of the module has gone the whole way, process by process
+# near: the fixture of the module has gone the whole way, process by process.
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("near")]
 
 Measure = Callable[..., None]
 

@@ -18,6 +18,8 @@ from pipeline.stages.quantize_onnx import quantize_onnx
 from targets import make_target
 from targets.base import Exported, Placement, read_json
 
+pytestmark = pytest.mark.integration
+
 CHANNELS = 16
 
 

@@ -19,6 +19,8 @@ from pipeline.graphs.dialects import DIALECTS, apply_dialect
 from pipeline.graphs.proof import MOST_MOVED, ROUNDS, _compared, answers_of, apply_proved
 from targets.errors import ModelError
 
+pytestmark = pytest.mark.integration
+
 node = helper.make_node
 ZEROS = {"zero_u8": np.uint8(0), "zero_s8": np.int8(0), "zero_u128": np.uint8(128)}
 SAMPLES = [{"x": x} for x in np.random.default_rng(7).normal(scale=2.0, size=(2, 1, 4, 6, 6)).astype(np.float32)]

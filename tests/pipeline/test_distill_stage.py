@@ -19,6 +19,8 @@ from pipeline.stages.teacher import train_teacher, trajectory_epochs
 from targets.base import read_json
 from targets.errors import DataError, RecipeError
 
+pytestmark = pytest.mark.integration
+
 TINY: dict[str, Any] = {"model": "resnet8", "args": {"widths": [4, 4, 8, 8]}}
 LARGER: dict[str, Any] = {"model": "resnet8", "args": {"widths": [4, 8, 8, 16]}}
 SMALLER: dict[str, Any] = {"model": "resnet8", "args": {"widths": [2, 2, 4, 4]}}

@@ -25,6 +25,8 @@ from targets import make_target
 from targets.base import read_json
 from targets.errors import ModelError, RecipeError
 
+pytestmark = pytest.mark.integration
+
 ONE_EPOCH: dict[str, Any] = {"epochs": 1, "precision": "fp32", "batch_size": 256}
 
 SCHEME = own_scheme(make_target("onnxruntime-cpu", {}), here=True)  # this CPU may want weights of 7 bits

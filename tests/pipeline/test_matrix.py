@@ -29,6 +29,8 @@ from pipeline.matrix.recipe import parse_matrix_recipe
 from targets.base import read_json
 from targets.errors import DataError, RecipeError
 
+pytestmark = pytest.mark.integration
+
 SAMPLES_NS = [1000] * 80
 LAUNCHES = 6
 

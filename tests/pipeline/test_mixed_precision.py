@@ -36,6 +36,8 @@ from pipeline.learning.models import Normalized
 from pipeline.stages.export import export_quantized
 from targets.errors import ModelError
 
+pytestmark = pytest.mark.integration
+
 node = helper.make_node
 
 

@@ -19,6 +19,8 @@ from targets import make_target
 from targets.base import Exported, TensorSpec
 from targets.errors import DataError, IntegrityError, ModelError, RecipeError
 
+pytestmark = pytest.mark.integration
+
 
 class Run(Protocol):
     """A finished run of the tiny recipe."""

@@ -16,6 +16,8 @@ from pipeline.stages.quantize_onnx import quantize_onnx
 from targets import make_target
 from targets.errors import DataError, EdgestillError, ModelError, RecipeError
 
+pytestmark = pytest.mark.integration
+
 Sample = dict[str, Any]
 node = helper.make_node
 

@@ -20,6 +20,8 @@ from pipeline.workspace import Workspace
 from targets.base import read_json
 from targets.errors import DeviceError, GateError, TrainingError
 
+pytestmark = pytest.mark.integration
+
 TARGET = "onnxruntime-cpu"
 
 

@@ -35,6 +35,8 @@ from targets.base import Exported, Preprocessing
 from targets.errors import RecipeError
 from targets.lint import Platform, read
 
+pytestmark = pytest.mark.integration
+
 node = helper.make_node
 
 

@@ -29,6 +29,8 @@ from pipeline.workspace import CHECKPOINT_DIR
 from targets.base import read_json
 from targets.errors import IntegrityError, RecipeError
 
+pytestmark = pytest.mark.integration
+
 NET: dict[str, Any] = {"model": "resnet8", "args": {"widths": [4, 4, 8, 8]}}
 TRAIN: dict[str, Any] = {"epochs": 3, "precision": "fp32", "batch_size": 256}
 CACHED: dict[str, Any] = {"views": 2, "cache": {"dtype": "fp32"}}

@@ -28,6 +28,8 @@ from pipeline.stages.teacher import train_teacher
 from targets.base import read_json
 from targets.errors import ModelError, RecipeError, TrainingError
 
+pytestmark = pytest.mark.integration
+
 SEED = 5
 NET: dict[str, Any] = {"model": "resnet8", "args": {"widths": [4, 4, 8, 8]}}
 TRAIN: dict[str, Any] = {"epochs": 2, "batch_size": 100, "precision": "fp32", "lr": 0.05}

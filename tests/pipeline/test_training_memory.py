@@ -23,6 +23,8 @@ from pipeline.progress import Quiet
 from pipeline.recipe import DistillConfig
 from pipeline.stages import distill as distill_stage
 
+pytestmark = pytest.mark.integration
+
 NET: dict[str, Any] = {"model": "resnet8", "args": {"widths": [4, 4, 8, 8]}}
 
 

@@ -38,6 +38,8 @@ from pipeline.stages.teacher import train_teacher
 from targets.base import read_json
 from targets.errors import DataError, RecipeError
 
+pytestmark = pytest.mark.integration
+
 SEED = 5
 SHARE = 0.2
 NET: dict[str, Any] = {"model": "resnet8", "args": {"widths": [4, 4, 8, 8]}}

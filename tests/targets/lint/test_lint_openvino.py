@@ -16,6 +16,8 @@ from onnx import numpy_helper
 
 from targets.lint import RULES, Platform
 
+pytestmark = pytest.mark.integration
+
 Case = dict[str, Any]
 RNG = np.random.default_rng(2)
 OLD = Platform(machine="x86_64", vnni=False)
