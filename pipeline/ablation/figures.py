@@ -92,7 +92,7 @@ def _gain(one: Comparison | None) -> dict[str, str]:
     low, high = found.ci95
     return {
         "against": one.against,
-        "points (95 % CI)": f"{found.mean * 100:+.2f} ({low * 100:+.2f} to {high * 100:+.2f})",
+        "points (95 % CI)": f"{found.mean * 100:+z.2f} ({low * 100:+z.2f} to {high * 100:+z.2f})",
         "p": "< 0.001" if found.p < 0.001 else f"{found.p:.3f}",
         "verdict": found.verdict if found.verdict != TOO_FEW else _how_many(found),
     }

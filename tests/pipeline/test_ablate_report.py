@@ -275,3 +275,13 @@ def test_the_overview_has_a_row_a_file_with_what_was_taken_from_the_data_and_the
     assert one.endswith(f" | +2.00 ({interval.low * 100:+.2f} to {interval.high * 100:+.2f}) | helps |")
     assert other.startswith("| cifar10 | - | 73.36 ± ")
     assert other.endswith(" | no difference |")
+
+
+def test_a_loss_too_small_to_print_has_no_minus() -> None:
+    (row,) = (
+        row
+        for row in gains(document(arm("kd", KD), arm("recipe", [top1 - 1e-6 for top1 in KD])))
+        if row["arm"] == "recipe"
+    )
+
+    assert row["points (95 % CI)"].startswith("+0.00 (")
