@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -423,6 +424,13 @@ def test_few_views_are_warned_of_by_their_number(views: int | None, epochs: int,
 
     assert (warning is None) is (expected is None)
     assert (expected or "") in (warning or "")
+
+
+def test_what_few_views_cost_is_what_was_measured() -> None:
+    arms = {arm["name"]: arm for arm in read_json(Path("docs/results/ablation_fashion_mnist_views.json"))["arms"]}
+    kd, one_view = (np.mean([seed["last"]["test_top1"] for seed in arms[name]["seeds"]]) for name in ("kd", "one-view"))
+
+    assert distill_stage.VIEWS_COST.endswith(f" {(kd - one_view) * 100:.2f} points")
 
 
 def test_few_views_are_warned_of_in_the_log_and_in_the_students_file(
