@@ -24,6 +24,8 @@ from targets import make_target
 from targets.base import CompiledModel, Exported
 from targets.errors import DeviceError, MeasurementError, TargetError
 
+pytestmark = pytest.mark.integration
+
 DEVICE = Local()
 
 

@@ -35,6 +35,8 @@ from benchmarks.peers.trial import Trial, accuracy, agreement, cosines, local_be
 from targets.base import LayerPlacement, Placement, Preprocessing, TensorSpec
 from targets.errors import DataError, ModelError, TargetError
 
+pytestmark = pytest.mark.integration
+
 HERE = Path(environments.__file__).parent
 ROOT = HERE.parents[1]
 DOCUMENT = ROOT / "docs" / "peers.md"

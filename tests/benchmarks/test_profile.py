@@ -21,6 +21,8 @@ from targets.base import Array, Batch, CompiledModel, Exported, LayerTime, Tenso
 from targets.errors import IntegrityError, TargetError
 from targets.onnxruntime import OnnxRuntimeCpu
 
+pytestmark = pytest.mark.integration
+
 
 @dataclass
 class FakeSession:

@@ -22,6 +22,8 @@ from benchmarks.profile_report import Profile
 from targets.base import CompiledModel, read_json
 from targets.errors import DataError, IntegrityError, MeasurementError, RecipeError
 
+pytestmark = pytest.mark.integration
+
 
 @dataclass(frozen=True, kw_only=True)
 class InProcess(Local):

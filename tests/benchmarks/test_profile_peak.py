@@ -20,6 +20,8 @@ from benchmarks.devices import Completed
 from benchmarks.peak import Machine, Peak, best_of, default_cache_dir, measure_peak, peak_of
 from targets import make_target
 
+pytestmark = pytest.mark.integration
+
 TINY: Level = (Convolution(16, 8), MatMul(64))
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = Machine(

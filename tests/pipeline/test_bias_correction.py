@@ -18,6 +18,8 @@ from pipeline.graphs.mixed_precision import quantized_layers
 from pipeline.learning.bias_correction import correct_biases, shrunk_mean
 from pipeline.learning.fake_quantize import insert_fake_quantizers, pin_kernels, quantize_graph
 
+pytestmark = pytest.mark.integration
+
 
 class Net(nn.Module):
     def __init__(self, bias: bool = True) -> None:

@@ -20,6 +20,8 @@ from pipeline.own_module import quantize_module
 from pipeline.verb_reports import QuantizeReport
 from targets.errors import DataError, EdgestillError, ModelError, RecipeError
 
+pytestmark = pytest.mark.integration
+
 PARTS = """
 import numpy as np
 import torch

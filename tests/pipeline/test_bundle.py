@@ -29,6 +29,8 @@ from targets import make_target
 from targets.base import CompiledModel, Exported, Preprocessing, TensorSpec, read_json, write_json
 from targets.errors import DataError, EdgestillError, IntegrityError, RecipeError, TargetError
 
+pytestmark = pytest.mark.integration
+
 RECORD = {
     "utc": "2026-01-01T00:00:00+00:00",
     "scenario": {"preset": "smoke"},

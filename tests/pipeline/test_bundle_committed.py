@@ -5,11 +5,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.bench import Arm, measure_arms
 from benchmarks.device.record import validate
 from benchmarks.device.verify import verify_bundle
 from benchmarks.devices import Local
 from targets.base import read_json
+
+pytestmark = pytest.mark.integration
 
 COMMITTED = Path(__file__).parents[1] / "fixtures" / "bundle-quickstart"
 

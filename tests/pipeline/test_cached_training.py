@@ -25,6 +25,8 @@ from pipeline.recipe import AugmentConfig, CurriculumConfig, DataConfig, Distill
 from pipeline.stages.data import prepare_data
 from targets.errors import RecipeError
 
+pytestmark = pytest.mark.integration
+
 SEED = 5
 VIEWS = view_seeds(SEED, 2)
 TEMPERATURE = 4.0

@@ -23,6 +23,8 @@ from pipeline.progress import Quiet
 from pipeline.recipe import DataConfig, DistillConfig, TrainConfig
 from pipeline.stages.data import prepare_data
 
+pytestmark = pytest.mark.integration
+
 SEED = 5
 STUDENT_NK, TEACHER_NK = torch.randn(2, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LABELS_N = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])

@@ -21,6 +21,8 @@ from targets.base import Exported, Preprocessing
 from targets.errors import ModelError
 from targets.lint import Platform, lint
 
+pytestmark = pytest.mark.integration
+
 SHAPE = (3, 16, 16)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 

@@ -12,6 +12,8 @@ from pipeline.learning.models import build_model, fold_batchnorm
 from pipeline.recipe import ModelConfig
 from targets.errors import ModelError
 
+pytestmark = pytest.mark.integration
+
 SIZE = 64
 # name -> BatchNorms that must stay, because an addition feeds them (wrn_16_1: or also a shortcut)
 NETS = {

@@ -12,6 +12,8 @@ from pipeline.learning.models import build_model, count_macs, count_parameters, 
 from pipeline.recipe import ModelConfig
 from targets.errors import ModelError, RecipeError
 
+pytestmark = pytest.mark.integration
+
 # millions of parameters, as printed
 HE = [("resnet20", "0.27"), ("resnet32", "0.46"), ("resnet44", "0.66"), ("resnet56", "0.85"), ("resnet110", "1.7")]
 PUBLISHED = [

@@ -30,6 +30,8 @@ from pipeline.stages.data import prepare_data
 from targets.base import read_json, write_json
 from targets.errors import TrainingError
 
+pytestmark = pytest.mark.integration
+
 SEED = 5
 
 
