@@ -369,7 +369,7 @@ distill:
   model: resnet8
   train: {{epochs: 8, lr: 0.1}}
   temperature: 4.0
-  kd_weight: 0.9
+  kd_weight: 0.5
   curriculum: {{difficulty: teacher_loss, pacing: root, order: easy_first}}
 quantize:
   method: ladder

@@ -140,7 +140,7 @@ class AssistantConfig(ModelConfig):
 
     train: TrainConfig = TrainConfig()
     temperature: Temperature = 4.0
-    kd_weight: Annotated[Fraction, BeforeValidator(not_below_zero)] = 0.9
+    kd_weight: Annotated[Fraction, BeforeValidator(not_below_zero)] = 0.5
 
 
 class DistillConfig(ModelConfig):
@@ -150,7 +150,7 @@ class DistillConfig(ModelConfig):
     train: TrainConfig | None = TrainConfig()
     temperature: Temperature = 4.0
     kd_weight: Annotated[Fraction, BeforeValidator(not_below_zero)] = Field(
-        0.9, description="alpha: the soft labels' share of the loss; 0 is plain training"
+        0.5, description="alpha: the soft labels' share of the loss; 0 is plain training"
     )
     losses: tuple[LossConfig, ...] | None = Field(
         None, description="their sum in place of kd at kd_weight and cross_entropy at 1 - kd_weight"

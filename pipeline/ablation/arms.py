@@ -46,6 +46,10 @@ class Tuned:
     kd_weight: float
 
 
+# Which arms there are does not depend on the pair.
+NOT_TUNED = Tuned(temperature=4.0, kd_weight=0.5)
+
+
 def arms_of(recipe: Recipe, tuned: Tuned, pacing_log: Sequence[float]) -> dict[str, DistillConfig]:
     """Every arm by its name, the baselines first. `pacing_log`: one fraction an epoch, for blind-replay.
 
@@ -73,7 +77,7 @@ def arms_of(recipe: Recipe, tuned: Tuned, pacing_log: Sequence[float]) -> dict[s
 
 def arm_names(recipe: Recipe) -> list[str]:
     """Which arms the recipe has, before anything is trained or tuned."""
-    return list(arms_of(recipe, Tuned(temperature=4.0, kd_weight=0.9), whole_log(recipe)))
+    return list(arms_of(recipe, NOT_TUNED, whole_log(recipe)))
 
 
 def whole_log(recipe: Recipe) -> list[float]:

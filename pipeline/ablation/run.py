@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.ablation.arms import BLIND_REPLAY, KD, Tuned, arms_of, chosen_arms, same_trainings, whole_log
+from pipeline.ablation.arms import BLIND_REPLAY, KD, NOT_TUNED, arms_of, chosen_arms, same_trainings, whole_log
 from pipeline.ablation.document import document_of
 from pipeline.ablation.processes import train_all
 from pipeline.ablation.report import AblationReport, PlannedArm
@@ -145,7 +145,7 @@ def planned(look: AblationSteps, names: Sequence[str]) -> list[PlannedArm]:
     found = finished_of(look, before)
     plan = [PlannedArm(arm="tuning", num_trainings=len(before), num_finished=len(found))] if before else []
     tuning = tuned_by(tunings, found, recipe) if len(found) == len(before) else None
-    tuned = tuning.tuned if tuning is not None else Tuned(temperature=4.0, kd_weight=0.9)
+    tuned = tuning.tuned if tuning is not None else NOT_TUNED
     every = arms_of(recipe, tuned, pacing_log_of(found) or whole_log(recipe))
     same_as = same_trainings({name: every[name] for name in names})
     for name in names:
@@ -184,7 +184,7 @@ def _check_tuning(recipe: Recipe) -> None:
     if recipe.data.validation == 0 and num_pairs > 1:
         raise RecipeError(
             f"data.validation=0 leaves nothing to tune plain KD by, and ablation asks for {num_pairs} pairs of temperature and "
-            "weight.\nGive one of each: --set ablation.temperatures=[4] --set ablation.kd_weights=[0.9]."
+            "weight.\nGive one of each: --set ablation.temperatures=[4] --set ablation.kd_weights=[0.5]."
         )
 
 

@@ -199,7 +199,7 @@ def test_one_label_for_all_is_refused_before_anything_is_learned(tmp_path: Path)
         ({"losses": [{"weight": 1}]}, r"no loss 'None'"),
         ({"losses": [{"name": "features", "student_layer": "a"}]}, r"teacher_layer' is missing"),
         ({"losses": [{"name": "cross_entropy", "weight": 0}]}, r"nothing to learn"),
-        ({"losses": [], "kd_weight": 0.5}, r"kd_weight is the short form"),
+        ({"losses": [], "kd_weight": 0.9}, r"kd_weight is the short form"),
         ({"losses": [{"name": "cross_entropy"}] * 2}, r"stands there twice"),
         ({"loss": "python:a:b", "teacher_wrong": "drop"}, r"loss is your own"),
         ({"loss": "python:a:b", "weight_curriculum": {}}, r"loss is your own, which weight_curriculum"),

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper, parser
 from torch import Tensor
@@ -195,6 +195,9 @@ def pair(to: str, source: str, scale: str, zero: str) -> str:
 )
 def test_integers_of_any_type_go_through_moves_as_they_are(steps: list[tuple[str, bool, str]], zero: str) -> None:
     """Powers of two as scales: nothing rounds, so every value must be the same, bit for bit."""
+    assume(
+        sum("Slice" in move for move, *_ in steps) < 4
+    )  # each takes one of the four channels: torch pools no empty image
     body, name = pair("v0", "x", "s0", zero), "v0"
     for i, (move, quantized, kind) in enumerate(steps):
         body += move.format(x=name, y=f"m{i}") + " "
