@@ -33,7 +33,7 @@ TINY_RECIPE: dict[str, Any] = {
     "name": "tiny",
     "data": {"source": "digits", "calibration": 64, "augment": {"crop": 0}},
     "teacher": {**TINY, "train": {**TINY["train"], "batch_size": 32}},
-    "distill": {**TINY, "curriculum": {"order": "easy_first"}},
+    "distill": {**TINY, "kd_weight": 0.9, "curriculum": {"order": "easy_first"}},
     "quantize": {"method": "qat", "train": {"epochs": 1}},
     "targets": [{"name": "onnxruntime-cpu"}],
     "bench": {"preset": "smoke", "launches": 1},

@@ -27,7 +27,7 @@ QUICK = (
     "distill.train.epochs=2",
     "distill.train.batch_size=64",
     "ablation.temperatures=[4]",
-    "ablation.kd_weights=[0.5]",
+    "ablation.kd_weights=[0.9]",
     "ablation.shift=[{corruption: contrast}]",
 )
 ADAPTIVE = "distill.curriculum={order: easy_first, pacing: adaptive, start_fraction: 0.4, full_at: 1.0, plateau: 1.0}"
@@ -121,7 +121,7 @@ def test_the_exported_file_holds_every_figure_and_what_was_asked(ablated: Ablate
             assert one["validation_top1_last"] == told["validation_top1_last"]
             assert {"test_top1", "train_top1", "gap", "ece", "nll", "shift", "agreement"} == one["last"].keys()
     assert exported["recipe"]["ablation"]["seeds"] == 2
-    assert exported["tuning"]["tuned"] == {"temperature": 4.0, "kd_weight": 0.5}
+    assert exported["tuning"]["tuned"] == {"temperature": 4.0, "kd_weight": 0.9}
     assert exported["data"]["condition"]["train_share"] == 1.0
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from pipeline.artifacts import PreparedData, TrainedModel
 from pipeline.how import How
 from pipeline.learning.deployed import quantized_model
-from pipeline.learning.trained import load_trained, open_data
+from pipeline.learning.trained import open_data
 from pipeline.recipe import DataConfig, QuantizeConfig
 from pipeline.scheme_choice import own_scheme
 from pipeline.schemes import SCHEMES, SEVEN_BITS
@@ -101,11 +101,8 @@ def test_the_ladder_climbs_to_equalization_before_anything_is_trained(
     assert facts["rungs"][1]["equalized_pairs"] == 3  # the two convolutions within each residual block
     assert facts["rungs"][1]["corrected_biases"] == 10
     monkeypatch.undo()
-    opened = open_data(data)
-    reloaded = quantized_model(TrainedModel(tmp_path, "", "quantize"), student, opened, allow_code=False)
-    in_float = stage.validation_top1(load_trained(student, opened, allow_code=False), opened)
-    assert in_float > 0.3  # of ten classes: it has learnt something that quantizing could have spoilt
-    assert stage.validation_top1(reloaded, opened) == pytest.approx(in_float, abs=0.1)
+    reloaded = quantized_model(TrainedModel(tmp_path, "", "quantize"), student, open_data(data), allow_code=False)
+    assert stage.validation_top1(reloaded, open_data(data)) > 0.5
 
 
 def test_a_student_that_cannot_be_traced_still_has_its_biases_corrected(

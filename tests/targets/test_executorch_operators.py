@@ -195,9 +195,8 @@ def pair(to: str, source: str, scale: str, zero: str) -> str:
 )
 def test_integers_of_any_type_go_through_moves_as_they_are(steps: list[tuple[str, bool, str]], zero: str) -> None:
     """Powers of two as scales: nothing rounds, so every value must be the same, bit for bit."""
-    assume(
-        sum("Slice" in move for move, *_ in steps) < 4
-    )  # each takes one of the four channels: torch pools no empty image
+    # Each slice takes one of the four channels, and torch pools no empty image.
+    assume(sum("Slice" in move for move, *_ in steps) < 4)
     body, name = pair("v0", "x", "s0", zero), "v0"
     for i, (move, quantized, kind) in enumerate(steps):
         body += move.format(x=name, y=f"m{i}") + " "
