@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.recipe_ablation import AblationConfig, ShiftConfig, check_arms
+from pipeline.recipe_ablation import AblationConfig, ShiftConfig, checked_arms
 from pipeline.recipe_distill import (
     AssistantConfig,
     CurriculumConfig,
@@ -275,24 +275,28 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _choices_have_data(self) -> Recipe:
-        if self.data.validation == 0:
-            if asked := self.distill.needs_validation:
-                raise ValueError(f"data.validation=0 leaves nothing to choose by: drop {', '.join(asked)}")
-            if (method := self.quantize.method) in ("ladder", "mixed"):
-                raise ValueError(
-                    f"data.validation=0 leaves method {method} nothing to choose by: set quantize.method to ptq, equalized or qat"
-                )
-        if self.distill.teacher_curriculum is not None and not self.teacher.keep_checkpoints:
+        if self.data.validation == 0 and (method := self.quantize.method) in ("ladder", "mixed"):
             raise ValueError(
-                "distill.teacher_curriculum needs checkpoints of the teacher's way: set teacher.keep_checkpoints"
+                f"data.validation=0 leaves method {method} nothing to choose by: set quantize.method to ptq, equalized or qat"
             )
         names = [(target.name, target.device, target.scheme, str(target.options)) for target in self.targets]
         if len(set(names)) != len(names):
             raise ValueError("targets: the same target stands there twice with the same device, scheme and options")
-        check_arms(self.ablation.arms, self.distill)
+        distillations = {"distill": self.distill, **checked_arms(self.ablation.arms, self.distill)}
+        for where, distill in distillations.items():
+            self._check_has_what_it_asks_for(distill, where)
         if self.data.has_unlabelled:
-            check_labels(self)
+            check_labels(self, distillations)
         return self
+
+    def _check_has_what_it_asks_for(self, distill: DistillConfig, where: str) -> None:
+        if self.data.validation == 0 and distill.needs_validation:
+            asked = ", ".join(f"{where}.{key}" for key in distill.needs_validation)
+            raise ValueError(f"data.validation=0 leaves nothing to choose by: drop {asked}")
+        if distill.teacher_curriculum is not None and not self.teacher.keep_checkpoints:
+            raise ValueError(
+                f"{where}.teacher_curriculum needs checkpoints of the teacher's way: set teacher.keep_checkpoints"
+            )
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -78,17 +78,21 @@ class AblationConfig(Section):
         return self
 
 
-def check_arms(arms: Mapping[str, Mapping[str, Any]], distill: DistillConfig) -> None:
-    """Raise ValueError for an arm that is no section distill, or that has more to learn with than the recipe."""
+def checked_arms(arms: Mapping[str, Mapping[str, Any]], distill: DistillConfig) -> dict[str, DistillConfig]:
+    """Where each arm stands in the recipe -> the section distill that it is. Raises ValueError for an arm that is none, or that has
+    more to learn with than the recipe."""
     if arms and distill.train is None:
         raise ValueError("ablation.arms: distill.train is null, so that no arm has anything to learn. Drop them")
+    found = {}
     for name, changes in arms.items():
-        arm = overridden(distill, changes, f"ablation.arms.{name}")
-        unequal = [key for key, value in budget_of(distill).items() if budget_of(arm)[key] != value]
+        where = f"ablation.arms.{name}"
+        found[where] = overridden(distill, changes, where)
+        unequal = [key for key, value in budget_of(distill).items() if budget_of(found[where])[key] != value]
         if unequal:
             raise ValueError(
-                f"ablation.arms.{name} changes {', '.join(unequal)}: arms are compared at equal budget. Give that in distill"
+                f"{where} changes {', '.join(unequal)}: arms are compared at equal budget. Give that in distill"
             )
+    return found
 
 
 def overridden(base: DistillConfig, changes: Mapping[str, Any], where: str) -> DistillConfig:

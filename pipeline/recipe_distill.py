@@ -222,7 +222,7 @@ class DistillConfig(ModelConfig):
             "weight_curriculum.schedule": self.weight_curriculum is not None
             and self.weight_curriculum.schedule == "gap",
         }
-        return [f"distill.{key}" for key, asked in asks.items() if asked]
+        return [key for key, asked in asks.items() if asked]
 
     @property
     def learns_from_teacher(self) -> bool:
@@ -230,6 +230,11 @@ class DistillConfig(ModelConfig):
         if self.losses is None:
             return self.kd_weight > 0
         return any(one.name != "cross_entropy" and one.weight > 0 for one in self.losses)
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether anything of the objective needs the teacher's answers."""
+        return self.loss is not None or self.teacher_wrong == "drop" or self.learns_from_teacher
 
     @model_validator(mode="after")
     def _has_weights_or_learns(self) -> DistillConfig:
@@ -298,7 +303,7 @@ class DistillConfig(ModelConfig):
             return "the loss features reads the teacher's layers, and a cache holds its logits"
         if self.teacher_curriculum is not None:
             return "teacher_curriculum changes the teacher on the way, and a cache holds the answers of one"
-        if not (self.learns_from_teacher or self.loss is not None or self.teacher_wrong == "drop"):
+        if not self.asks_teacher:
             return "no loss asks the teacher"
         return None
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pipeline.recipe_ablation import overridden
 from pipeline.recipe_distill import DistillConfig
 from pipeline.recipe_losses import DkdConfig
 
@@ -15,28 +15,28 @@ OF_LABELS = ("teacher_loss", "teacher_doubt", "margin", "self_paced", "el2n", "f
 TRAINS = ("ladder", "qat")
 
 
-def check_labels(recipe: Recipe) -> None:
+def check_labels(recipe: Recipe, distillations: Mapping[str, DistillConfig]) -> None:
     """Raise ValueError, in the words of a recipe's fault, where a recipe with unlabelled samples needs their labels, or where nothing
-    would learn from them."""
+    would learn from them. `distillations`: the section distill and the ablation's arms, by where they stand."""
     if recipe.data.labelled_share == 0:
         _check_no_label_at_all(recipe)
-    distill = recipe.distill
-    if distill.train is not None and distill.loss is None and not distill.learns_from_teacher:
-        if recipe.data.unlabelled:
+    if recipe.data.unlabelled and _asks_no_teacher(recipe.distill):  # an arm may: it is a control
+        raise ValueError(
+            "data.unlabelled: no loss of distill asks the teacher, so nothing learns from these images: drop them, or set "
+            "distill.kd_weight above 0"
+        )
+    for where, distill in distillations.items():
+        if _asks_no_teacher(distill) and (recipe.data.labelled_share == 0 or distill.teacher_wrong == "drop"):
             raise ValueError(
-                "data.unlabelled: no loss of distill asks the teacher, so nothing learns from these images: drop them, or set "
-                "distill.kd_weight above 0"
+                f"data.labelled_share={recipe.data.labelled_share:g}: no loss of {where} asks the teacher, so nothing learns from "
+                f"images without a label: set {where}.kd_weight above 0, or take fewer images by data.train_share"
             )
-        if recipe.data.labelled_share == 0 or distill.teacher_wrong == "drop":
-            raise ValueError(
-                f"data.labelled_share={recipe.data.labelled_share:g}: no loss of distill asks the teacher, so nothing learns from "
-                "images without a label: set distill.kd_weight above 0, or take fewer images by data.train_share"
-            )
-    if fault := fault_without_labels(distill):
-        raise ValueError(f"distill.{fault}")
-    for name, changes in recipe.ablation.arms.items():
-        if fault := fault_without_labels(overridden(distill, changes, f"ablation.arms.{name}")):
-            raise ValueError(f"ablation.arms.{name}.{fault}")
+        if fault := fault_without_labels(distill):
+            raise ValueError(f"{where}.{fault}")
+
+
+def _asks_no_teacher(distill: DistillConfig) -> bool:
+    return distill.train is not None and distill.loss is None and not distill.learns_from_teacher
 
 
 def fault_without_labels(config: DistillConfig) -> str | None:

@@ -35,6 +35,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "weights": ("weight_curriculum",),
     "teacher-wrong": ("teacher_wrong",),
 }
+CACHE = ("teacher_forward", "cache")
 OWN_LOSSES = ("loss", "losses", "temperature", "kd_weight")
 
 
@@ -58,7 +59,7 @@ def arms_of(recipe: Recipe, tuned: Tuned, pacing_log: Sequence[float]) -> dict[s
     config = recipe.distill
     if config.train is None:
         raise RecipeError("distill.train is null: the student is taken as it is, and no arm has anything to learn.")
-    alone = {ALONE: plain(_without(config, ["teacher_forward", "cache"]), kd_weight=0.0)}
+    alone = {ALONE: plain(_without(config, CACHE), kd_weight=0.0)}
     arms = {
         **(alone if recipe.data.labelled_share > 0 else {}),
         KD: plain(config, temperature=tuned.temperature, kd_weight=tuned.kd_weight),
@@ -173,8 +174,11 @@ def _is_on(config: DistillConfig, keys: Iterable[str]) -> bool:
 
 
 def _without(config: DistillConfig, keys: Iterable[str]) -> DistillConfig:
-    """With these keys as they are where the recipe does not say."""
-    return _with(config, {key: DistillConfig.model_fields[key].default for key in keys})
+    """With these keys as they are where the recipe does not say, and with no cache where nothing is left that asks the teacher."""
+    changes = {key: DistillConfig.model_fields[key].default for key in keys}
+    if config.asks_teacher and not config.model_copy(update=changes).asks_teacher:
+        changes |= {key: DistillConfig.model_fields[key].default for key in CACHE}
+    return _with(config, changes)
 
 
 def _with(config: DistillConfig, changes: Mapping[str, Any]) -> DistillConfig:

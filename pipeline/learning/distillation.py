@@ -47,15 +47,6 @@ def losses_of(config: DistillConfig) -> tuple[LossConfig, ...]:
     return tuple(one for one in given if one.weight > 0 or (moves and isinstance(one, CrossEntropyConfig)))
 
 
-def asks_teacher(config: DistillConfig) -> bool:
-    """Whether anything of the objective needs the teacher's answers."""
-    return (
-        config.loss is not None
-        or config.teacher_wrong == "drop"
-        or any(not isinstance(one, CrossEntropyConfig) for one in losses_of(config))
-    )
-
-
 class Distillation(Objective):
     """sum of weight_i * factor * mean_n(w_n * loss_i,n) over the teacher's losses, and the same of cross-entropy on the labels.
 

@@ -27,7 +27,7 @@ from pipeline.artifacts import PreparedData, SoftLabels, TrainedModel
 from pipeline.how import How
 from pipeline.learning.curriculum import SampleCurriculum
 from pipeline.learning.data import Data
-from pipeline.learning.distillation import Distillation, asks_teacher, losses_of
+from pipeline.learning.distillation import Distillation, losses_of
 from pipeline.learning.distributed import from_first, is_first
 from pipeline.learning.label_cache import LabelCache
 from pipeline.learning.losses.features import FeatureLoss
@@ -90,7 +90,7 @@ def distill(
         return
     if teacher.stage == "distill":
         _refuse_smaller(teacher.info["model"], teacher.info["parameters"], config.model, count_parameters(student))
-    if not asks_teacher(config):
+    if not config.asks_teacher:
         data = data.labelled()
     elif data.num_labelled < data.num_train and (fault := fault_without_labels(config)) is not None:
         raise RecipeError(f"distill.{fault}.")
@@ -191,7 +191,7 @@ def _round(job: _Job, student: nn.Module, tutor: _Tutor, number: int) -> tuple[T
             checkpoint_dir=job.out_dir / CHECKPOINT_DIR / f"round-{number}",
             progress=job.how.progress,
             label="distill" if job.config.rounds == 1 else f"distill round {number}",
-            teacher=tutor.model if cache is None and asks_teacher(job.config) else None,
+            teacher=tutor.model if cache is None and job.config.asks_teacher else None,
             labels=cache,
             view_seeds=job.view_seeds,
         )

@@ -262,6 +262,20 @@ def test_an_arm_that_fails_is_named_at_the_end_and_the_others_are_judged(again: 
     assert judged["recipe"]["num_seeds"] == 2
 
 
+def test_an_arm_that_names_what_is_not_there_fails_by_itself(again: Ablated, edgestill: Cli) -> None:
+    wrong = "ablation.arms={wrong: {assistants: [{model: resnet20, checkpoint: nowhere.pt}], curriculum: null}}"
+
+    ended = edgestill(*again.argv, *set_of(wrong))
+    planned = edgestill(*again.argv, *set_of(wrong), "--dry-run")
+
+    document = json.loads(ended.out)
+    assert ended.code == document["exit_code"] == 2
+    assert "nowhere.pt" in ended.err
+    assert [one["training"] for one in document["failed"]] == ["wrong, seed 1", "wrong, seed 2"]
+    assert arms_of(document)["recipe"]["seeds"]
+    assert planned.code == 0
+
+
 def test_a_dry_run_says_what_is_finished_and_trains_nothing(again: Ablated, edgestill: Cli) -> None:
     before = again.trained()
 

@@ -73,6 +73,15 @@ def test_every_arm_has_the_recipes_budget_and_each_axis_that_is_on_is_off_in_one
     assert ("one-round" in found) == (rounds > 1)
 
 
+def test_an_arm_of_which_nothing_asks_the_teacher_reads_no_cache() -> None:
+    asked = {"kd_weight": 0.0, "teacher_wrong": "drop", "teacher_forward": "cached", "cache": {"dtype": "fp32"}}
+
+    found = arms(recipe_of(asked))
+
+    assert found["recipe"].uses_cache
+    assert not found["teacher-wrong-off"].uses_cache
+
+
 def test_the_baselines_have_no_axis_and_plain_kd_is_as_tuned() -> None:
     everything = {key: value for axis in ON.values() for key, value in axis.items()}
     found = arms(recipe_of({**everything, "losses": [{"name": "dkd"}], "rounds": 2}))
@@ -173,11 +182,22 @@ def test_an_arm_of_ones_own_changes_what_it_names_and_nothing_else() -> None:
         ({"x": {"model": "resnet20"}}, "ablation.arms.x changes model"),
         ({"x": {"train": None}}, "ablation.arms.x"),
         ({"X!": {}}, "ablation.arms.X!"),
+        (
+            {"x": {"teacher_curriculum": {}}},
+            "ablation.arms.x.teacher_curriculum needs checkpoints of the teacher's way",
+        ),
+        (
+            {"x": {"rounds": 3, "train": {"epochs": 2}, "curriculum": {"pacing": "adaptive"}}},
+            "leaves nothing to choose by: drop ablation.arms.x.rounds, ablation.arms.x.curriculum.pacing",
+        ),
+        ({"x": {"weight_curriculum": {"schedule": "gap"}}}, "drop ablation.arms.x.weight_curriculum.schedule"),
     ],
 )
 def test_an_arm_that_cannot_be_is_refused_with_its_name(own: dict[str, Any], words: str) -> None:
+    unsplit = {"data": {"source": "digits", "validation": 0}, "quantize": {"method": "ptq"}}
+
     with pytest.raises(RecipeError) as refused:
-        recipe_of({}, ablation={"arms": own})
+        recipe_of({}, ablation={"arms": own}, **unsplit)
 
     assert words in str(refused.value)
     assert len(str(refused.value).splitlines()) <= 3

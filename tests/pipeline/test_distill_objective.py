@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.artifacts import PreparedData
 from pipeline.learning.curriculum import SampleCurriculum
 from pipeline.learning.data import Data
-from pipeline.learning.distillation import Distillation, asks_teacher, losses_of
+from pipeline.learning.distillation import Distillation, losses_of
 from pipeline.learning.losses import cross_entropy, dist, dkd, kd, kd_loss, standardized
 from pipeline.learning.losses.features import FeatureLoss
 from pipeline.learning.models import save_weights
@@ -36,7 +36,7 @@ def loss_at(epochs_done: float, num_epochs: int = 10, **config: Any) -> Tensor:
     objective = Distillation(whole, whole.train)
     objective.begin_epoch(int(epochs_done), num_epochs, [], nn.Identity())
     objective.begin_step(epochs_done)
-    value: Tensor = objective(STUDENT_NK, TEACHER_NK if asks_teacher(whole) else None, LABELS_N)
+    value: Tensor = objective(STUDENT_NK, TEACHER_NK if whole.asks_teacher else None, LABELS_N)
     return value
 
 
@@ -157,7 +157,7 @@ def test_what_no_loss_needs_is_not_asked() -> None:
         "labels": {"losses": []},
     }
 
-    assert {name: asks_teacher(DistillConfig(model="m", **config)) for name, config in asked.items()} == {
+    assert {name: DistillConfig(model="m", **config).asks_teacher for name, config in asked.items()} == {
         "plain": False,
         "drop": True,
         "features": True,

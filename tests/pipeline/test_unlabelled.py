@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pipeline.artifacts import PreparedData, TrainedModel
 from pipeline.how import How
 from pipeline.learning.data import Data
-from pipeline.learning.distillation import Distillation, asks_teacher
+from pipeline.learning.distillation import Distillation
 from pipeline.learning.label_cache import LabelCache
 from pipeline.learning.labels import UNLABELLED
 from pipeline.learning.losses import cross_entropy, kd_loss
@@ -220,7 +220,7 @@ def run(
         checkpoint_dir=directory,
         progress=progress or Quiet(),
         label="net",
-        teacher=teacher if labels is None and asks_teacher(whole) else None,
+        teacher=teacher if labels is None and whole.asks_teacher else None,
         labels=labels,
         view_seeds=view_seeds(SEED, 2),
     )

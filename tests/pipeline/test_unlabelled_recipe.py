@@ -43,6 +43,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"ablation": {"arms": {"d": {"losses": [{"name": "dkd"}]}}}}, r"ablation\.arms\.d\.losses: dkd"),
     ({"data": {"unlabelled": ["npz:x"]}, "distill": {"kd_weight": 0}}, r"no loss of distill asks the teacher"),
     ({"distill": {"kd_weight": 0, "teacher_wrong": "drop"}}, r"labelled_share=0\.1: no loss of distill asks the teacher"),
+    (
+        {"ablation": {"arms": {"d": {"kd_weight": 0, "teacher_wrong": "drop"}}}},
+        r"no loss of ablation\.arms\.d asks the teacher.*set ablation\.arms\.d\.kd_weight above 0",
+    ),
     ({"data": {"labelled_share": 0}}, r"leaves the teacher nothing to learn from"),
     ({"data": {"labelled_share": 0}, "teacher": CHECKPOINT, "distill": {"kd_weight": 0}}, r"labelled_share=0: no loss"),
     (
@@ -59,6 +63,7 @@ ACCEPTED: list[dict[str, Any]] = [
     )],
     {"distill": {"weight_curriculum": {"per_sample": "confidence", "schedule": "linear"}}},
     {"distill": {"teacher_wrong": "drop"}},
+    {"data": {"unlabelled": ["npz:x"]}, "ablation": {"arms": {"labels-alone": {"kd_weight": 0}}}},
     {"distill": {"loss": "python:a:b"}},
     {"distill": {"kd_weight": 0, "curriculum": {"difficulty": "teacher_loss"}}},  # shown the labelled samples alone
     {"data": {"labelled_share": 0}, "teacher": CHECKPOINT},
