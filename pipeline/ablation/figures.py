@@ -41,7 +41,8 @@ def comparisons(document: Document) -> list[Comparison]:
     judged = {
         name: list(_differences(arms[name], arms[pairs[name]]).values()) for name, why in reasons.items() if not why
     }
-    found = {verdict.arm: verdict for verdict in verdicts(judged)} if judged else {}
+    resolution = 1 / document["data"]["num_test"]
+    found = {verdict.arm: verdict for verdict in verdicts(judged, resolution=resolution)} if judged else {}
     ordered = [name for name in arms if name in pairs]
     return [Comparison(arm=name, against=pairs[name], verdict=found.get(name), why=reasons[name]) for name in ordered]
 
@@ -178,8 +179,33 @@ def doubts(document: Document) -> list[str]:
     precisions = sorted({one["precision"] for one in trained})
     few = len(document["seeds"]) < FEW_SEEDS
     return [
+        *_shown_fewer(document),
+        *_looked_before(document),
         *([f"Fewer than {FEW_SEEDS} seeds: their spread is hardly known."] if few else []),
         *([f"Some trained in {' and some in '.join(precisions)}: give one train.precision."] if precisions[1:] else []),
+    ]
+
+
+def _shown_fewer(document: Document) -> list[str]:
+    """Without labels for all, the student alone has a shorter way than plain KD."""
+    arms = {arm["name"]: arm for arm in document["arms"]}
+    seen = [_mean([one["images_seen"] for one in arms[name]["seeds"]]) for name in (ALONE, KD) if name in arms]
+    if len(seen) < 2 or not seen[0] or not seen[1] or seen[0] > 0.9 * seen[1]:
+        return []
+    return [
+        f"{ALONE} is shown the images with a label, {seen[0] / seen[1]:.0%} of what {KD} is shown, in as many epochs: what {KD} gains "
+        "over it is by more steps too."
+    ]
+
+
+def _looked_before(document: Document) -> list[str]:
+    """Whoever looks, adds seeds and looks again is wrong more often than once in twenty."""
+    *earlier, now = document.get("looks") or [len(document["seeds"])]
+    if not earlier or max(earlier) >= now:
+        return []
+    return [
+        f"Judged before, after {' and '.join(map(str, earlier))} seeds: by adding seeds until there is a verdict, arms that are alike "
+        "are told apart more often than once in twenty."
     ]
 
 

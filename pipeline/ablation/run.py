@@ -31,7 +31,7 @@ from pipeline.learning.own_code import PREFIX, own_factory
 from pipeline.progress import Progress, Quiet
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.workspace import Stopped, Workspace
-from targets.base import check_folder_of, write_json
+from targets.base import check_folder_of, read_json, write_json
 from targets.errors import EdgestillError, RecipeError
 
 RESULT_FILE = "ablation.json"
@@ -75,6 +75,7 @@ def ablate_recipe(
             return AblationReport(run_dir=workspace.dir, plan=tuple(planned(look, names)))
         begun_s = time.monotonic()
         document, failed = _Ablation(do, look, processes).run(names)
+        document["looks"] = looks_of(workspace.dir / RESULT_FILE, document)
         write_json(workspace.dir / RESULT_FILE, document)
         if export is not None:
             write_json(export, document)
@@ -171,6 +172,19 @@ def finished_of(look: AblationSteps, trainings: Sequence[Training]) -> dict[str,
         except (Stopped, EdgestillError):  # one that cannot even be looked for: whoever trains it says why
             continue
     return found
+
+
+def looks_of(path: Path, document: Mapping[str, Any]) -> list[int]:
+    """After how many seeds this ablation has been judged, the last of them now; an earlier result of another question is none."""
+    now = len(document["seeds"])
+    earlier = read_json(path) if path.is_file() else {}
+    if not earlier or _question(earlier) != _question(document):
+        return [now]
+    return [look for look in earlier.get("looks", [len(earlier["seeds"])]) if look < now] + [now]
+
+
+def _question(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in document["recipe"].items() if key not in ("ablation", "targets", "bench")}
 
 
 def _with_seeds(recipe: Recipe, seeds: int) -> Recipe:

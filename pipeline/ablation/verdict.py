@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from benchmarks.statistics import Interval, holm, mean_interval
+from benchmarks.statistics import Interval, holm
 from targets.errors import RecipeError
 
 HELPS, HURTS, NO_DIFFERENCE, TOO_FEW = "helps", "hurts", "no difference", "too few seeds"
@@ -23,6 +23,9 @@ ALPHA = 0.05
 NEGLIGIBLE = 0.005  # half a point of accuracy: gains below it are within seed noise or selection in published logs
 MAX_SEEDS = 1000
 MIN_SEEDS = 3  # accuracies are counts: of two seeds the differences are often equal, and equal ones look as if they had no spread
+SD_OF_A_STEP = (
+    12**-0.5
+)  # of what is even within one step of a count: a spread below it is not seen, and taken to be there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +44,18 @@ class ArmVerdict:
         return asdict(self)
 
 
-def verdicts(differences: Mapping[str, Sequence[float]]) -> list[ArmVerdict]:
-    """Arm -> its accuracy minus the baseline's, a value a seed. Raises RecipeError for an arm of fewer than two seeds."""
+def verdicts(differences: Mapping[str, Sequence[float]], *, resolution: float = 0.0) -> list[ArmVerdict]:
+    """Arm -> its accuracy minus the baseline's, a value a seed. `resolution`: the step between two accuracies, one over the number
+    of test images. Raises RecipeError for an arm of fewer than two seeds."""
     if lonely := [arm for arm, values in differences.items() if len(values) < 2]:
         raise RecipeError(
             f"arm '{lonely[0]}' has fewer than two seeds: there is no spread to judge by. Give five or more."
         )
-    adjusted = holm([_p(values) for values in differences.values()])
+    least_sd = resolution * SD_OF_A_STEP
+    adjusted = holm([_p(values, least_sd) for values in differences.values()])
     return [
-        _judged(arm, values, p, len(adjusted)) for (arm, values), p in zip(differences.items(), adjusted, strict=True)
+        _judged(arm, values, p, len(adjusted), least_sd)
+        for (arm, values), p in zip(differences.items(), adjusted, strict=True)
     ]
 
 
@@ -59,11 +65,10 @@ def _half_widths(sd: float, num_seeds: npt.NDArray[np.int64], alpha: float) -> n
     return reach
 
 
-def _judged(arm: str, values: Sequence[float], p: float, num_arms: int) -> ArmVerdict:
-    n, mean, sd = len(values), float(np.mean(values)), float(np.std(values, ddof=1))
-    interval = mean_interval(values, 1 - ALPHA)
-    assert interval is not None  # of two seeds or more
-    low, high = interval
+def _judged(arm: str, values: Sequence[float], p: float, num_arms: int, least_sd: float) -> ArmVerdict:
+    n, mean, sd = len(values), float(np.mean(values)), max(float(np.std(values, ddof=1)), least_sd)
+    half_width = float(_half_widths(sd, np.array(n), ALPHA))
+    low, high = mean - half_width, mean + half_width
     if n < MIN_SEEDS:
         verdict = TOO_FEW
     elif p < ALPHA:
@@ -76,12 +81,16 @@ def _judged(arm: str, values: Sequence[float], p: float, num_arms: int) -> ArmVe
     return ArmVerdict(arm=arm, num_seeds=n, mean=mean, ci95=(low, high), p=p, verdict=verdict, seeds_needed=needed)
 
 
-def _p(values: Sequence[float]) -> float:
+def _p(values: Sequence[float], least_sd: float) -> float:
     """Two-sided, of the paired t test. Without any spread the mean decides."""
-    if len(set(values)) == 1:
-        return 1.0 if values[0] == 0 else 0.0
-    scaled = np.asarray(values) / np.max(np.abs(values))  # t has no scale, and tiny differences have no squares
-    t = np.mean(scaled) * np.sqrt(len(values)) / np.std(scaled, ddof=1)
+    largest = float(np.max(np.abs(values)))
+    if largest == 0:
+        return 1.0
+    scaled = np.asarray(values) / largest  # t has no scale, and tiny differences have no squares
+    sd = 0.0 if len(set(values)) == 1 else float(np.std(scaled, ddof=1))
+    if (sd := max(sd, least_sd / largest)) == 0:
+        return 0.0
+    t = np.mean(scaled) * np.sqrt(len(values)) / sd
     return float(2 * special.stdtr(len(values) - 1, -abs(t)))
 
 

@@ -13,6 +13,8 @@ from scipy import stats
 from benchmarks.statistics import holm
 from pipeline.ablation.figures import comparisons, doubts, gains, generalization, tuning_line
 from pipeline.ablation.report import AblationReport, PlannedArm, main, markdown
+from pipeline.ablation.run import looks_of
+from targets.base import write_json
 from targets.errors import IntegrityError, RecipeError, TrainingError
 
 ALONE = [0.700, 0.705, 0.698, 0.702, 0.695]
@@ -202,6 +204,36 @@ def test_what_weakens_the_verdicts_is_said_below_them() -> None:
     ]
     assert doubts(document(seeds=[1, 2, 3])) == ["Fewer than 5 seeds: their spread is hardly known."]
     assert "hardly known" in markdown(document(seeds=[1, 2, 3]))
+
+
+def test_who_adds_seeds_and_looks_again_is_told_what_it_costs() -> None:
+    (again,) = doubts(document(looks=[3, 5]))
+
+    assert again.startswith("Judged before, after 3 seeds: by adding seeds until there is a verdict")
+    assert doubts(document(looks=[5])) == []
+
+
+def test_a_look_is_one_of_the_same_question(tmp_path: Path) -> None:
+    path = tmp_path / "ablation.json"
+    other = {"distill": {"train": {"epochs": 7}, "rounds": 1}}
+
+    assert looks_of(path, document()) == [5]
+    write_json(path, document(seeds=[1, 2, 3]))
+    assert looks_of(path, document()) == [3, 5]
+    assert looks_of(path, document(recipe=other)) == [5]
+    write_json(path, document(looks=[3, 5]))
+    assert looks_of(path, document(seeds=list(range(1, 8)))) == [3, 5, 7]
+    assert looks_of(path, document()) == [3, 5]
+
+
+def test_a_student_of_few_labels_that_had_fewer_steps_is_told_apart() -> None:
+    alone = arm("alone", ALONE)
+    for one in alone["seeds"]:
+        one["images_seen"] /= 10
+
+    (told,) = doubts(document(alone, arm("kd", KD), arm("recipe", HELPS)))
+
+    assert told.startswith("alone is shown the images with a label, 10% of what kd is shown")
 
 
 def test_the_text_the_markdown_and_the_json_say_the_same(tmp_path: Path) -> None:

@@ -114,6 +114,22 @@ def test_two_seeds_decide_nothing_for_equal_differences_are_common_among_counts(
     assert found.seeds_needed is None or found.seeds_needed >= 3
 
 
+@pytest.mark.parametrize("num_arms", [1, 8])
+def test_on_a_small_test_set_equal_counts_are_no_proof(num_arms: int) -> None:
+    """Three seeds, a hundred test images, arms that are all the baseline again: differences of whole images are often equal."""
+    images = np.random.default_rng(num_arms).normal(0, 1, (1500, num_arms, 3)).round() / 100
+
+    wrong = sum(
+        any(
+            one.verdict in (HELPS, HURTS)
+            for one in verdicts({str(i): values for i, values in enumerate(arms.tolist())}, resolution=0.01)
+        )
+        for arms in images
+    )
+
+    assert stats.binomtest(wrong, 1500, 0.05, alternative="greater").pvalue > 1e-3
+
+
 def test_identical_results_are_no_difference_and_one_seed_is_no_ablation() -> None:
     assert only([0.0, 0.0, 0.0]) == NO_DIFFERENCE
     with pytest.raises(RecipeError, match="arm 'arm' has fewer than two seeds"):
