@@ -96,7 +96,8 @@ def checked_arms(arms: Mapping[str, Mapping[str, Any]], distill: DistillConfig) 
 
 
 def overridden(base: DistillConfig, changes: Mapping[str, Any], where: str) -> DistillConfig:
-    """`base` with `changes`, section in section; null drops one. `losses` and `kd_weight` take each other's place.
+    """`base` with `changes`, section in section; null drops one. `losses` and `kd_weight` take each other's place, and
+    a `loss` of one's own that of `kd_weight` and `temperature`.
 
     Raises ValueError in the words of a recipe's fault; `where` names the arm.
     """
@@ -105,6 +106,8 @@ def overridden(base: DistillConfig, changes: Mapping[str, Any], where: str) -> D
         raw.pop("kd_weight", None)
     elif "kd_weight" in changes:
         raw.pop("losses", None)
+    if changes.get("loss") is not None:
+        raw = {key: value for key, value in raw.items() if key not in ("temperature", "kd_weight")}
     try:
         return DistillConfig.model_validate(_merged(raw, changes))
     except ValidationError as error:

@@ -6,6 +6,7 @@ samples (`curriculum`), temperature (`temperature_curriculum`), teacher (`teache
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -61,6 +62,11 @@ class CurriculumConfig(Section):
         "shown", description="all: what is shown comes again, in other views, until an epoch is as long as all the data"
     )
     rescore_every: Count | None = Field(None, description="epochs after which difficulty is measured again; null: once")
+
+    @property
+    def least_fraction(self) -> float:
+        """The smallest share of the data that is ever shown."""
+        return min(self.fractions, default=self.start_fraction)
 
     @model_validator(mode="after")
     def _is_whole(self) -> CurriculumConfig:
@@ -198,19 +204,32 @@ class DistillConfig(ModelConfig):
             return "online", hindrance
         if self.views is None:
             return "online", "views: null, so no view is seen twice"
-        if self.views >= self.train.epochs:
-            return (
-                "online",
-                f"{self.views} views for {self.train.epochs} epochs: a cache would save no pass of the teacher",
-            )
-        return "cached", f"{self.views} views for {self.train.epochs} epochs: each is seen again"
+        num_epochs, words = self.epochs_in_words
+        if self.views >= num_epochs:
+            return "online", f"{self.views} views for {words}: a cache would save no pass of the teacher"
+        return "cached", f"{self.views} views for {words}: each is seen again"
 
     @property
     def num_views(self) -> int | None:
         """How many views are shown in turn; None: a fresh one every epoch."""
-        if self.views is None and self.uses_cache and self.train is not None:
-            return self.train.epochs
-        return self.views
+        if self.train is None:
+            return self.views
+        if self.views is None:
+            return self.train.epochs if self.uses_cache else None
+        return self.views if self.num_passes > 1 else min(self.views, self.train.epochs)
+
+    @property
+    def num_passes(self) -> int:
+        """How often an epoch shows the same sample, in the first epochs of a curriculum and about."""
+        samples = self.curriculum
+        return 1 if samples is None or samples.epoch_length == "shown" else ceil(1 / samples.least_fraction)
+
+    @property
+    def epochs_in_words(self) -> tuple[int, str]:
+        """How many epochs all rounds have, and how a person says it."""
+        num_epochs = self.train.epochs if self.train is not None else 0
+        told = f"{num_epochs} epochs" if self.rounds == 1 else f"{self.rounds} rounds of {num_epochs} epochs"
+        return num_epochs * self.rounds, told
 
     @property
     def needs_validation(self) -> list[str]:
@@ -249,11 +268,16 @@ class DistillConfig(ModelConfig):
     @model_validator(mode="after")
     def _losses_are_whole(self) -> DistillConfig:
         if self.loss is not None:
-            ours = ("losses", "temperature_curriculum", "weight_curriculum")
-            if idle := [key for key in ours if getattr(self, key) is not None]:
+            ours = (
+                "losses",
+                "temperature",
+                "kd_weight",
+                "temperature_curriculum",
+                "weight_curriculum",
+                "teacher_wrong",
+            )
+            if idle := [key for key in ours if getattr(self, key) != type(self).model_fields[key].default]:
                 raise ValueError(f"loss is your own, which {' and '.join(idle)} cannot change: drop one or the other")
-            if self.teacher_wrong != "keep":
-                raise ValueError("loss is your own, which teacher_wrong cannot change: drop one or the other")
         if self.losses is None:
             return self
         if self.kd_weight != type(self).model_fields["kd_weight"].default:

@@ -23,12 +23,11 @@ from benchmarks.device.preprocess import Evaluation, load_evaluation
 from pipeline.artifacts import PreparedData
 from pipeline.learning.image_stream import FileImages
 from pipeline.learning.labels import UNLABELLED
-from pipeline.learning.views import View, mixed_seed
+from pipeline.learning.views import ORDER, VIEW, View, mixed_seed
 from targets.base import preprocessing_from_json, read_json
 from targets.errors import DataError
 
 SPLITS = ("train", "validation", "calibration", "test")
-VIEW, ORDER = 0, 1  # drawn from beside (seed, epoch): an epoch's order must not go with its view
 
 
 @dataclass(frozen=True)

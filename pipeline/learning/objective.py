@@ -12,7 +12,7 @@ from pipeline.learning.epochs import Epoch
 
 Loss = Callable[[Tensor, "Tensor | None", Tensor], Tensor]  # student (N, K), teacher (N, K) or None, labels (N,)
 Shown = Callable[[float], "Tensor | None"]  # progress in [0, 1) -> positions in the train split, None for all
-Passes = tuple[Tensor, ...]  # positions in the train split: all that an epoch shows, then what of it comes again
+Passes = tuple[Tensor, ...]  # positions in the train split, a pass each; what an epoch shows again is in several
 
 
 def all_samples(progress: float) -> None:

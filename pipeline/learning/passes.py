@@ -76,6 +76,12 @@ def plan_passes(
     return passes
 
 
+def num_different(passes: Sequence[Pass], num_train: int) -> int:
+    """How many samples of the train split the passes visit, each counted once."""
+    shown = [one.shown for one in passes if one.shown is not None]
+    return num_train if len(shown) < len(passes) else len(torch.cat(shown).unique())
+
+
 def pass_batches(
     data: Data, passes: Sequence[Pass], epoch: int, seed: int, batch_size: int, teacher: Teacher
 ) -> Iterator[Batch]:

@@ -46,7 +46,7 @@ from pipeline.learning.models import predict, save_weights
 from pipeline.learning.objective import FixedObjective, Objective, Shown, all_samples
 from pipeline.learning.objective import Loss as Loss
 from pipeline.learning.optimization import learning_rate, make_optimizer, survives_channels_last
-from pipeline.learning.passes import Pass, Teacher, pass_batches, plan_passes
+from pipeline.learning.passes import Pass, Teacher, num_different, pass_batches, plan_passes
 from pipeline.learning.precision import BF16, NO_KERNELS, decide_precision, has_bf16_kernels
 from pipeline.learning.whole_batch import whole_batch
 from pipeline.progress import Progress, Quiet
@@ -217,7 +217,7 @@ def _train_epoch(run: _Run, passes: Sequence[Pass], epoch: int, progress: Progre
         loss=loss_sum / num_seen,
         train_top1=top1,
         validation_top1=validation_top1,
-        shown_fraction=passes[0].num_samples / run.data.num_train,
+        shown_fraction=num_different(passes, run.data.num_train) / run.data.num_train,
         lr=learning_rate(run.config, epoch),
         images_per_s=num_seen / train_s,
         seconds=time.monotonic() - begun_s,

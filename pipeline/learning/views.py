@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+# What is drawn from beside (seed, epoch) or, of stored views, beside (seed, number). An epoch's order must not go with its view.
+VIEW, ORDER, STORED = 0, 1, 2
+
 
 @dataclass(frozen=True)
 class View:
@@ -51,8 +54,9 @@ class View:
 
 
 def view_seeds(seed: int, num_views: int) -> tuple[int, ...]:
-    """The seeds of that many views; of a smaller number these come first."""
-    return tuple(mixed_seed(seed, number) for number in range(num_views))
+    """The seeds of that many views; of a smaller number these come first. None is a view that a training with this seed draws for
+    itself: a teacher is asked about images that it has not been trained on, so far as augmentation makes others of them."""
+    return tuple(mixed_seed(seed, number, STORED) for number in range(num_views))
 
 
 def mixed_seed(*numbers: int) -> int:

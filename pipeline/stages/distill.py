@@ -44,6 +44,7 @@ from pipeline.recipe import (
     DistillConfig,
     FeaturesConfig,
     ModelConfig,
+    SoftLoss,
     TrainConfig,
     fault_without_labels,
 )
@@ -143,13 +144,15 @@ def _rounds(job: _Job, student: nn.Module) -> tuple[list[dict[str, Any]], dict[s
     the best, and the end of the last training."""
     config, data = job.config, job.data
     model = load_trained(job.teacher, data, allow_code=job.how.allow_code)
-    tutor = _Tutor(model, TEACHER, validation_top1(model, data))
+    tutor = _Tutor(
+        model, TEACHER, from_first(validation_top1(model, data))
+    )  # near a tie, processes may count otherwise
     rounds: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
     best_weights: dict[str, torch.Tensor] = {}
     for number in range(1, config.rounds + 1):
         trained, told = _round(job, student, tutor, number)
-        student_top1 = validation_top1(student, data)
+        student_top1 = from_first(validation_top1(student, data))
         rounds.append(
             {
                 "round": number,
@@ -178,7 +181,9 @@ def _rounds(job: _Job, student: nn.Module) -> tuple[list[dict[str, Any]], dict[s
 def _round(job: _Job, student: nn.Module, tutor: _Tutor, number: int) -> tuple[Trained, dict[str, Any]]:
     """Train the student in place; returns the curve, and the pacing as a recipe takes it for a blind replay."""
     cache = _cache(job, tutor)
-    if (warning := few_views(job.training.epochs, job.view_seeds, cache)) is not None and number == 1:
+    warnings = [few_views(job.config, job.view_seeds, cache), few_logits(job.config, cache)]
+    warning = ". ".join(filter(None, warnings)) or None
+    if warning is not None and number == 1:
         job.how.progress.say(f"distill: {warning}")
     objective = _objective(job, student.to(job.data.device), tutor)
     try:
@@ -222,18 +227,41 @@ def _cache(job: _Job, tutor: _Tutor) -> LabelCache | None:
     return cache
 
 
-def few_views(num_epochs: int, view_seeds: tuple[int, ...] | None, cache: LabelCache | None) -> str | None:
+def few_views(config: DistillConfig, view_seeds: tuple[int, ...] | None, cache: LabelCache | None) -> str | None:
     """A warning where views are shown more than once: how often, what it saves, and what it cost where that was measured."""
-    if view_seeds is None or len(view_seeds) >= num_epochs:
+    num_epochs, words = config.epochs_in_words
+    num_shown = num_epochs * config.num_passes
+    if view_seeds is None or len(view_seeds) >= num_shown:
         return None
     num_views = len(view_seeds)
-    num_saved = num_epochs - num_views
-    often = f"{num_views} view{'s' if num_views > 1 else ''} for {num_epochs} epochs: each is shown {num_epochs / num_views:.3g} times"
+    if config.num_passes > 1:
+        words += f" that show a sample {config.num_passes} times"
+    often = (
+        f"{num_views} view{'s' if num_views > 1 else ''} for {words}: each is shown {num_shown / num_views:.3g} times"
+    )
     costs = f"Images that differ less may cost accuracy ({VIEWS_COST}): distill.views"
-    if cache is None:
-        return f"{often}, and no time is saved by it, as no cache is read. {costs}"
+    num_saved = num_epochs - num_views
+    if cache is None or num_saved <= 0:
+        why = "no cache is read" if cache is None else "the teacher is asked as often"
+        return f"{often}, and no time is saved by it, as {why}. {costs}"
     passes = f"{num_saved} pass{'es' if num_saved > 1 else ''} over the data"
     return f"{often}, which saves the teacher {passes} (about {num_saved * cache.seconds_a_view:.0f} s). {costs}"
+
+
+def few_logits(config: DistillConfig, cache: LabelCache | None) -> str | None:
+    """A warning where a cache keeps the largest logits and a loss looks at the others: all but plain KD at T = 1 do."""
+    if cache is None or cache.of.top_k is None or cache.of.top_k >= cache.of.num_classes:
+        return None
+    soft = [one for one in losses_of(config) if isinstance(one, SoftLoss)]
+    is_plain = all(
+        one.name == "kd" and not one.standardize and (one.temperature or config.temperature) == 1 for one in soft
+    )
+    if is_plain and config.loss is None and config.temperature_curriculum is None:
+        return None
+    return (
+        f"The {cache.of.top_k} largest of {cache.of.num_classes} logits are kept and the rest spread evenly, which above T = 1 and "
+        "under any loss but KD is another target than the teacher's: distill.cache.top_k"
+    )
 
 
 def _facts(cache: LabelCache) -> dict[str, Any]:
@@ -255,7 +283,9 @@ def _objective(job: _Job, student: nn.Module, tutor: _Tutor) -> Distillation:
     config = job.config
     samples = None
     if config.curriculum is not None:
-        samples = SampleCurriculum(config.curriculum, job.data, tutor.model, seed=job.seed)
+        samples = SampleCurriculum(
+            config.curriculum, job.data, tutor.model, seed=job.seed, batch_size=job.training.batch_size
+        )
     own = None
     if config.loss is not None:
         own = called(own_factory(config.loss, "distill.loss", allow_code=job.how.allow_code), "distill.loss")

@@ -110,7 +110,8 @@ def run(
     training = TrainConfig(**{"epochs": 4, "batch_size": 100, "precision": "fp32", "lr": 0.05, **config})
     pacing = CurriculumConfig(start_fraction=0.3, full_at=0.75, pacing="linear", epoch_length=epoch_length)
     whole = DistillConfig(model="m", train=training, curriculum=pacing, temperature=TEMPERATURE)
-    objective = Hears(whole, training, samples=SampleCurriculum(pacing, data, teacher(), seed=SEED))
+    samples = SampleCurriculum(pacing, data, teacher(), seed=SEED, batch_size=training.batch_size)
+    objective = Hears(whole, training, samples=samples)
     heard = objective.heard = Heard()
     trained = train(
         small_net(4),

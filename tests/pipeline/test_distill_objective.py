@@ -209,7 +209,11 @@ def run(data: Data, directory: Path, config: dict[str, Any], progress: Quiet | N
         for number, path in enumerate(paths):
             save_weights(small_net(8, seed=number), path)
         way = TeacherTrajectory(whole.teacher_curriculum, teacher, paths, SEED)
-    samples = None if whole.curriculum is None else SampleCurriculum(whole.curriculum, data, teacher, seed=SEED)
+    samples = (
+        None
+        if whole.curriculum is None
+        else SampleCurriculum(whole.curriculum, data, teacher, seed=SEED, batch_size=training.batch_size)
+    )
     objective = Distillation(whole, training, samples=samples, trajectory=way, features=features, teacher_top1=0.9)
     return train(
         student,

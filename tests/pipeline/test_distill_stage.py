@@ -203,6 +203,7 @@ def test_one_label_for_all_is_refused_before_anything_is_learned(tmp_path: Path)
         ({"losses": [{"name": "cross_entropy"}] * 2}, r"stands there twice"),
         ({"loss": "python:a:b", "teacher_wrong": "drop"}, r"loss is your own"),
         ({"loss": "python:a:b", "weight_curriculum": {}}, r"loss is your own, which weight_curriculum"),
+        ({"loss": "python:a:b", "kd_weight": 0.9, "temperature": 2}, r"own, which temperature and kd_weight cannot"),
         ({"curriculum": {"difficulty": "el2n"}}, r"set rescore_every"),
         ({"curriculum": {"difficulty": "margin", "rescore_every": 2}}, r"told by the teacher, once"),
         ({"curriculum": {"pacing": "replay"}}, r"replay and fractions belong together"),

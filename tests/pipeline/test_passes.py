@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.artifacts import PreparedData
-from pipeline.learning.curriculum.samples import as_long_as_all
-from pipeline.learning.data import Batch, Data
+from pipeline.learning.curriculum.samples import SampleCurriculum, as_long_as_all
+from pipeline.learning.data import Batch, Data, batch_slices
 from pipeline.learning.passes import Teacher, pass_batches, plan_passes
 from pipeline.learning.views import view_seeds
-from pipeline.recipe import AugmentConfig, DataConfig
+from pipeline.recipe import AugmentConfig, CurriculumConfig, DataConfig
 from pipeline.stages.data import prepare_data
+from targets.errors import RecipeError
 
 NUM_TRAIN, BATCH_SIZE, SEED = 70, 16, 3
 
@@ -40,30 +41,47 @@ def nobody(num_views: int | None = None) -> Teacher:
 
 
 def batches_of(data: Data, teacher: Teacher, shown: torch.Tensor, epoch: int = 0) -> list[Batch]:
-    passes = plan_passes(as_long_as_all(shown, NUM_TRAIN, seed=epoch), epoch, NUM_TRAIN, BATCH_SIZE, teacher)
+    visited = as_long_as_all(shown, NUM_TRAIN, BATCH_SIZE, seed=epoch)
+    passes = plan_passes(visited, epoch, NUM_TRAIN, BATCH_SIZE, teacher)
     return list(pass_batches(data, passes, epoch, SEED, BATCH_SIZE, teacher))
 
 
-@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))), st.integers(0, 2**64 - 1))
+SIZES = st.integers(2, 400).flatmap(
+    lambda n: st.integers(2, n).flatmap(lambda shown: st.tuples(st.just(n), st.just(shown), st.integers(2, shown)))
+)
+
+
+@given(SIZES, st.integers(0, 2**64 - 1))
 @settings(max_examples=200)
-def test_what_is_shown_comes_equally_often_but_for_once_and_fills_the_epoch(sizes: tuple[int, int], seed: int) -> None:
-    num_samples, num_shown = sizes
+def test_what_is_shown_comes_equally_often_but_for_once_in_as_many_steps_as_all_the_data(
+    sizes: tuple[int, int, int], seed: int
+) -> None:
+    num_samples, num_shown, batch_size = sizes
     shown = torch.randperm(num_samples)[:num_shown]
 
-    passes = as_long_as_all(shown, num_samples, seed=seed)
+    passes = as_long_as_all(shown, num_samples, batch_size, seed=seed)
 
     counts = Counter(torch.cat(passes).tolist())
-    assert passes[0].tolist() == shown.tolist()
     assert counts.keys() == set(shown.tolist())
     assert max(counts.values()) - min(counts.values()) <= 1
     assert num_samples - counts.total() in (0, 1)
-    assert len(passes[-1]) > 1 or num_shown == 1  # BatchNorm cannot train on one sample
+    for one in passes:
+        assert len(set(one.tolist())) == len(one) > 1  # BatchNorm cannot train on one sample
+    steps = sum(len(batch_slices(len(one), batch_size)) for one in passes)
+    assert steps == len(batch_slices(num_samples, batch_size))
+
+
+def test_a_share_that_fills_no_batch_is_refused(data: Data) -> None:
+    config = CurriculumConfig(start_fraction=0.2, epoch_length="all")
+
+    with pytest.raises(RecipeError, match=r"shows 14 of 70 samples again and again, which is less than a batch of 16"):
+        SampleCurriculum(config, data, torch.nn.Flatten(), seed=0, batch_size=16)
 
 
 def test_which_samples_fill_the_epoch_up_changes_from_epoch_to_epoch() -> None:
     shown = torch.arange(40)
 
-    first, again, other = (as_long_as_all(shown, NUM_TRAIN, seed=seed)[1].tolist() for seed in (1, 1, 2))
+    first, again, other = (as_long_as_all(shown, NUM_TRAIN, BATCH_SIZE, seed=seed)[-1].tolist() for seed in (1, 1, 2))
 
     assert first == again
     assert set(first) != set(other)
@@ -103,12 +121,12 @@ def test_the_passes_of_an_epoch_are_as_many_views_as_there_are(num_views: int, n
 
 
 def test_the_order_of_a_pass_is_its_own(data: Data) -> None:
-    shown = torch.arange(35)
+    shown = torch.arange(32)  # two whole batches
 
     seen = torch.cat([batch.index_N for batch in batches_of(data, nobody(), shown)]).tolist()
 
-    assert sorted(seen[:35]) == sorted(seen[35:]) == shown.tolist()
-    assert seen[:35] != seen[35:]
+    assert sorted(seen[:32]) == sorted(seen[32:64]) == shown.tolist()
+    assert seen[:32] != seen[32:64]
 
 
 def test_without_a_curriculum_an_epoch_is_one_pass_in_the_view_of_its_turn(data: Data, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def distilled(directory: Path, checkpoint_dir: Path, *, broken_by: Callable[[], 
     config = DISTILLING if data.num_labelled == data.num_train else DISTILLING_FEW
     assert config.curriculum is not None
     assert config.train is not None
-    samples = SampleCurriculum(config.curriculum, data, teacher, seed=SEED)
+    samples = SampleCurriculum(config.curriculum, data, teacher, seed=SEED, batch_size=config.train.batch_size)
     objective = Breaking(config, config.train, samples=samples, features=[features])
     objective.broken_by = broken_by
     student_dir = checkpoint_dir / "student"

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from pipeline.artifacts import PreparedData, SoftLabels, TrainedModel
 from pipeline.how import How
 from pipeline.learning import soft_labels as asking
+from pipeline.learning.label_cache import LabelCache, LabelsOf
 from pipeline.learning.models import load_weights
 from pipeline.learning.soft_labels import validation_top1, weights_digest
 from pipeline.learning.trained import load_trained, open_data
 from pipeline.learning.views import view_seeds
-from pipeline.recipe import DistillConfig, TeacherConfig, load_recipe
+from pipeline.recipe import DistillConfig, TeacherConfig, TrainConfig, load_recipe
 from pipeline.run import run_recipe, stages_of
 from pipeline.stages import distill as distill_stage
 from pipeline.stages.distill import distill
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.integration
 NET: dict[str, Any] = {"model": "resnet8", "args": {"widths": [4, 4, 8, 8]}}
 TRAIN: dict[str, Any] = {"epochs": 3, "precision": "fp32", "batch_size": 256}
 CACHED: dict[str, Any] = {"views": 2, "cache": {"dtype": "fp32"}}
+AGAIN: dict[str, Any] = {"start_fraction": 0.65, "epoch_length": "all"}
 RECIPE: dict[str, Any] = {
     "name": "r",
     "data": {"source": "digits", "test": 0.5, "calibration": 32, "augment": {"crop": 1}},
@@ -407,20 +409,53 @@ def test_a_student_that_was_not_trained_here_has_no_last_epoch(
     assert not (tmp_path / "s" / "last.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "is_warned_of"),
+    [
+        ({"temperature": 1.0}, False),
+        ({}, True),
+        ({"losses": [{"name": "kd", "temperature": 1.0}]}, False),
+        ({"losses": [{"name": "kd", "temperature": 1.0, "standardize": True}]}, True),
+        ({"losses": [{"name": "dist", "temperature": 1.0}]}, True),
+        ({"temperature": 1.0, "temperature_curriculum": {"end": 2.0}}, True),
+        ({"loss": "python:a:b"}, True),
+    ],
+)
+def test_a_loss_that_looks_at_logits_that_are_not_kept_is_warned_of(change: dict[str, Any], is_warned_of: bool) -> None:
+    of: dict[str, Any] = {"teacher": "t", "data": "d", "transform": "x", "view_seeds": (0,)}
+    of |= {"num_samples": 5, "num_classes": 10}
+    few, all_of_them = (LabelCache(Path(), LabelsOf(**of, top_k=top_k), {}, torch.device("cpu")) for top_k in (2, None))
+    config = DistillConfig(model="m", **change)
+
+    warning = distill_stage.few_logits(config, few)
+
+    assert (warning is not None) is is_warned_of
+    assert (warning or "The 2 largest of 10 logits are kept").startswith("The 2 largest of 10 logits are kept")
+    assert distill_stage.few_logits(config, all_of_them) is None
+
+
 # --- few views ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("views", "epochs", "expected"),
+    ("views", "epochs", "more", "expected"),
     [
-        (None, 3, None),
-        (3, 3, None),
-        (1, 3, "1 view for 3 epochs: each is shown 3 times, and no time is saved by it"),
-        (4, 10, "4 views for 10 epochs: each is shown 2.5 times"),
+        (None, 3, {}, None),
+        (3, 3, {}, None),
+        (1, 3, {}, "1 view for 3 epochs: each is shown 3 times, and no time is saved by it, as no cache is read"),
+        (4, 10, {}, "4 views for 10 epochs: each is shown 2.5 times"),
+        (4, 4, {"rounds": 3}, "4 views for 3 rounds of 4 epochs: each is shown 3 times"),
+        (12, 4, {"rounds": 3}, None),
+        (4, 4, {"curriculum": AGAIN}, "4 views for 4 epochs that show a sample 2 times: each is shown 2 times"),
+        (8, 4, {"curriculum": AGAIN}, None),
     ],
 )
-def test_few_views_are_warned_of_by_their_number(views: int | None, epochs: int, expected: str | None) -> None:
-    warning = distill_stage.few_views(epochs, None if views is None else view_seeds(0, views), None)
+def test_few_views_are_warned_of_by_their_number(
+    views: int | None, epochs: int, more: dict[str, Any], expected: str | None
+) -> None:
+    config = DistillConfig(model="m", train=TrainConfig(epochs=epochs), **more)
+
+    warning = distill_stage.few_views(config, None if views is None else view_seeds(0, views), None)
 
     assert (warning is None) is (expected is None)
     assert (expected or "") in (warning or "")

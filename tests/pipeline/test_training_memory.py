@@ -80,7 +80,7 @@ def test_a_training_holds_as_much_after_its_sixth_epoch_as_after_its_second(
         of = labels_of(teacher, data, "", view_seeds(0, 2), dtype="fp16", top_k=None)
         labels = cache_soft_labels(teacher, data, of, tmp_path / "cache", config.train, Quiet())
     assert config.curriculum is not None
-    samples = SampleCurriculum(config.curriculum, data, teacher, seed=0)
+    samples = SampleCurriculum(config.curriculum, data, teacher, seed=0, batch_size=config.train.batch_size)
     progress = Counts("net ")
 
     train(

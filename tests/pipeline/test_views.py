@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.artifacts import PreparedData
 from pipeline.learning.data import Batch, Data
-from pipeline.learning.views import View, erased, mixed_seed, shifted, view_seeds
+from pipeline.learning.views import VIEW, View, erased, mixed_seed, shifted, view_seeds
 from pipeline.recipe import AugmentConfig, DataConfig
 from pipeline.stages.data import prepare_data
 
@@ -116,6 +116,9 @@ def test_fewer_views_are_the_first_of_more_and_no_two_are_the_same(seed: int, fe
     assert view_seeds(seed, few) == seeds[:few]
     assert len(set(seeds)) == few + more
     assert not set(seeds) & set(view_seeds(seed + 1, few + more))
+    assert not set(seeds) & {
+        mixed_seed(seed, epoch, VIEW) for epoch in range(few + more)
+    }  # what its teacher was trained on
 
 
 # --- the augmentations -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pipeline.learning.objective import Passes
 from pipeline.learning.soft_labels import soft_labels
 from pipeline.learning.views import mixed_seed
 from pipeline.recipe import CurriculumConfig
+from targets.errors import RecipeError
 
 
 class SampleCurriculum(nn.Module):
@@ -26,9 +27,10 @@ class SampleCurriculum(nn.Module):
 
     difficulty_N: Tensor
 
-    def __init__(self, config: CurriculumConfig, data: Data, teacher: nn.Module, *, seed: int) -> None:
+    def __init__(self, config: CurriculumConfig, data: Data, teacher: nn.Module, *, seed: int, batch_size: int) -> None:
         super().__init__()
-        self._config, self._data, self._seed = config, data, seed
+        _check_fills_a_batch(config, data.num_train, batch_size)
+        self._config, self._data, self._seed, self._batch_size = config, data, seed, batch_size
         self._teacher_NK, self._labels_N = soft_labels(teacher, data, "train")
         self.history = ScoreHistory(data.num_train) if config.difficulty in OF_HISTORY else None
         told_by_student = config.difficulty in (*OF_STUDENT, *OF_HISTORY)
@@ -58,7 +60,8 @@ class SampleCurriculum(nn.Module):
         shown = first_samples(self._config.order, self.difficulty_N, fraction, seed=self._seed)
         if self._config.epoch_length == "shown":
             return (shown,)
-        return as_long_as_all(shown, len(self.difficulty_N), seed=mixed_seed(self._seed, epoch))
+        num_samples, seed = len(self.difficulty_N), mixed_seed(self._seed, epoch)
+        return as_long_as_all(shown, num_samples, self._batch_size, seed=seed)
 
     def _ask(self, student: nn.Module) -> None:
         student_NK, labels_N = soft_labels(student, self._data, "train")
@@ -90,15 +93,28 @@ def first_samples(order: str, difficulty_N: Tensor, fraction: float, *, seed: in
     return order_N[:num_shown]
 
 
-def as_long_as_all(shown: Tensor, num_samples: int, *, seed: int) -> Passes:
-    """The shown positions again and again, `num_samples` in all: whole passes, then a part that is drawn by `seed`.
+def as_long_as_all(shown: Tensor, num_samples: int, batch_size: int, *, seed: int) -> Passes:
+    """The shown positions again and again, `num_samples` in all, in an order that is drawn by `seed`: so a curriculum shows as many
+    images as a training without one, in as many steps.
 
-    So a curriculum shows as many images as a training without one, in a few steps more where passes end in smaller batches. A part
-    of one sample is left out: BatchNorm cannot train on it.
+    A pass shows a position once at most, and all but the last are of whole batches, so that no pass ends in a smaller one. A rest of
+    one sample is left out: BatchNorm cannot train on it. `shown` must fill a batch.
     """
-    num_whole, num_left = divmod(num_samples, len(shown))
-    passes = (shown,) * num_whole
-    if num_left < 2:
-        return passes
-    drawn = torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))[:num_left]
-    return (*passes, shown[drawn.to(shown.device)])
+    if len(shown) == num_samples:
+        return (shown,)
+    order_N = shown[torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed)).to(shown.device)]
+    length = len(shown) // batch_size * batch_size
+    starts = range(0, num_samples, length)
+    passes = [torch.arange(start, min(start + length, num_samples), device=shown.device) for start in starts]
+    return tuple(order_N[positions % len(shown)] for positions in passes if len(positions) > 1)
+
+
+def _check_fills_a_batch(config: CurriculumConfig, num_train: int, batch_size: int) -> None:
+    least = config.least_fraction
+    num_shown = max(1, round(least * num_train))
+    if config.epoch_length == "all" and num_shown < min(batch_size, num_train):
+        raise RecipeError(
+            f"distill.curriculum.epoch_length: all shows {num_shown:,} of {num_train:,} samples again and again, which is less than a "
+            f"batch of {batch_size}: such an epoch has more steps than one of all the data. Raise start_fraction, or lower "
+            "train.batch_size."
+        )
