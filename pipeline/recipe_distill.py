@@ -180,7 +180,7 @@ class DistillConfig(ModelConfig):
     teacher_forward: Literal["auto", "online", "cached"] = Field(
         "auto",
         description="online: the teacher is asked in every step; cached: once a view, by stage soft_labels; auto: cached where "
-        "views are fewer than epochs and a cache can serve",
+        "views are fewer than the epochs of all rounds and a cache can serve",
     )
     cache: CacheConfig = CacheConfig()
     rounds: Count = Field(
@@ -205,13 +205,14 @@ class DistillConfig(ModelConfig):
         if self.views is None:
             return "online", "views: null, so no view is seen twice"
         num_epochs, words = self.epochs_in_words
-        if self.views >= num_epochs:
-            return "online", f"{self.views} views for {words}: a cache would save no pass of the teacher"
-        return "cached", f"{self.views} views for {words}: each is seen again"
+        told = f"{self.num_views} views for {words}"
+        if self.num_views is not None and self.num_views >= num_epochs:
+            return "online", f"{told}: a cache would save no pass of the teacher"
+        return "cached", f"{told}: each is seen again"
 
     @property
     def num_views(self) -> int | None:
-        """How many views are shown in turn; None: a fresh one every epoch."""
+        """How many views are shown in turn, in each round again; None: a fresh one every epoch."""
         if self.train is None:
             return self.views
         if self.views is None:
@@ -220,7 +221,7 @@ class DistillConfig(ModelConfig):
 
     @property
     def num_passes(self) -> int:
-        """How often an epoch shows the same sample, in the first epochs of a curriculum and about."""
+        """How often an epoch shows the same sample at most, and about: in the first epochs of a curriculum."""
         samples = self.curriculum
         return 1 if samples is None or samples.epoch_length == "shown" else ceil(1 / samples.least_fraction)
 

@@ -27,9 +27,14 @@ def check_labels(recipe: Recipe, distillations: Mapping[str, DistillConfig]) -> 
         )
     for where, distill in distillations.items():
         if _asks_no_teacher(distill) and (recipe.data.labelled_share == 0 or distill.teacher_wrong == "drop"):
+            instead = (
+                f"drop {where}.teacher_wrong"
+                if recipe.data.labelled_share == 1
+                else "take fewer images by data.train_share"
+            )
             raise ValueError(
                 f"data.labelled_share={recipe.data.labelled_share:g}: no loss of {where} asks the teacher, so nothing learns from "
-                f"images without a label: set {where}.kd_weight above 0, or take fewer images by data.train_share"
+                f"images without a label: set {where}.kd_weight above 0, or {instead}"
             )
         if fault := fault_without_labels(distill):
             raise ValueError(f"{where}.{fault}")

@@ -200,12 +200,12 @@ def _shown_fewer(document: Document) -> list[str]:
 
 def _looked_before(document: Document) -> list[str]:
     """Whoever looks, adds seeds and looks again is wrong more often than once in twenty."""
-    *earlier, now = document.get("looks") or [len(document["seeds"])]
-    if not earlier or max(earlier) >= now:
+    earlier = (document.get("looks") or [])[:-1]
+    if not earlier:
         return []
     return [
-        f"Judged before, after {' and '.join(map(str, earlier))} seeds: by adding seeds until there is a verdict, arms that are alike "
-        "are told apart more often than once in twenty."
+        f"Judged before, after {' and '.join(map(str, earlier))} seeds: who chooses the number of seeds by the verdict tells arms that "
+        "are alike apart more often than once in twenty."
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,10 @@ class _Ablation:
 
 
 def planned(look: AblationSteps, names: Sequence[str]) -> list[PlannedArm]:
-    """What would be trained and what is finished. Before the tuning is, nobody knows what plain KD will be: not finished."""
+    """What would be trained and what is finished. Before the tuning is, nobody knows what plain KD will be: not finished. Raises what
+    training would, where the data or the teacher of all arms are not there."""
+    with suppress(Stopped):
+        look.shared(look.recipe.distill)
     recipe, tunings = look.recipe, tuning_trainings(look.recipe)
     before = [*tunings.values(), *([pacing_training(recipe)] if BLIND_REPLAY in names else [])]
     found = finished_of(look, before)
@@ -175,16 +179,21 @@ def finished_of(look: AblationSteps, trainings: Sequence[Training]) -> dict[str,
 
 
 def looks_of(path: Path, document: Mapping[str, Any]) -> list[int]:
-    """After how many seeds this ablation has been judged, the last of them now; an earlier result of another question is none."""
+    """After how many seeds this ablation has been judged, the last of them now; an earlier result of another question, or one that
+    cannot be read, is none."""
     now = len(document["seeds"])
-    earlier = read_json(path) if path.is_file() else {}
-    if not earlier or _question(earlier) != _question(document):
+    try:
+        earlier = read_json(path)
+        looks = earlier.get("looks") or [len(earlier["seeds"])]
+        is_same = _question(earlier) == _question(document)
+    except (EdgestillError, LookupError, TypeError, AttributeError):
         return [now]
-    return [look for look in earlier.get("looks", [len(earlier["seeds"])]) if look < now] + [now]
+    return [*(look for look in looks if is_same and look != now), now]
 
 
 def _question(document: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in document["recipe"].items() if key not in ("ablation", "targets", "bench")}
+    """What is asked, of which data and which nets; how many seeds and which arms is not of it."""
+    return {key: document["recipe"][key] for key in ("seed", "data", "teacher", "distill")}
 
 
 def _with_seeds(recipe: Recipe, seeds: int) -> Recipe:

@@ -25,7 +25,7 @@ from torch import nn
 
 from pipeline.artifacts import PreparedData, SoftLabels, TrainedModel
 from pipeline.how import How
-from pipeline.learning.curriculum import SampleCurriculum
+from pipeline.learning.curriculum import SampleCurriculum, check_fills_a_batch
 from pipeline.learning.data import Data
 from pipeline.learning.distillation import Distillation, losses_of
 from pipeline.learning.distributed import from_first, is_first
@@ -95,6 +95,8 @@ def distill(
         data = data.labelled()
     elif data.num_labelled < data.num_train and (fault := fault_without_labels(config)) is not None:
         raise RecipeError(f"distill.{fault}.")
+    if config.curriculum is not None:
+        check_fills_a_batch(config.curriculum, data.num_train, config.train.batch_size)
     views = None if config.num_views is None else view_seeds(how.seed, config.num_views)
     job = _Job(config, config.train, prepared, data, teacher, labels, out_dir, how, seed, views)
     rounds, best, last = _rounds(job, student)
@@ -235,28 +237,31 @@ def few_views(config: DistillConfig, view_seeds: tuple[int, ...] | None, cache: 
         return None
     num_views = len(view_seeds)
     if config.num_passes > 1:
-        words += f" that show a sample {config.num_passes} times"
-    often = (
-        f"{num_views} view{'s' if num_views > 1 else ''} for {words}: each is shown {num_shown / num_views:.3g} times"
-    )
+        words += f" that show a sample up to {config.num_passes} times"
+    times = f"{'up to ' if config.num_passes > 1 else ''}{num_shown / num_views:.3g} times"
+    often = f"{num_views} view{'s' if num_views > 1 else ''} for {words}: each is shown {times}"
     costs = f"Images that differ less may cost accuracy ({VIEWS_COST}): distill.views"
     num_saved = num_epochs - num_views
-    if cache is None or num_saved <= 0:
-        why = "no cache is read" if cache is None else "the teacher is asked as often"
-        return f"{often}, and no time is saved by it, as {why}. {costs}"
+    if cache is None:
+        return f"{often}, and no time is saved by it, as no cache is read. {costs}"
+    if num_saved <= 0:
+        return f"{often}. {costs}"
     passes = f"{num_saved} pass{'es' if num_saved > 1 else ''} over the data"
     return f"{often}, which saves the teacher {passes} (about {num_saved * cache.seconds_a_view:.0f} s). {costs}"
 
 
 def few_logits(config: DistillConfig, cache: LabelCache | None) -> str | None:
-    """A warning where a cache keeps the largest logits and a loss looks at the others: all but plain KD at T = 1 do."""
+    """A warning where a cache keeps the largest logits and something looks at the others: all but plain KD at T = 1, and whatever
+    weighs a sample by what the teacher gives its label."""
     if cache is None or cache.of.top_k is None or cache.of.top_k >= cache.of.num_classes:
         return None
     soft = [one for one in losses_of(config) if isinstance(one, SoftLoss)]
     is_plain = all(
         one.name == "kd" and not one.standardize and (one.temperature or config.temperature) == 1 for one in soft
     )
-    if is_plain and config.loss is None and config.temperature_curriculum is None:
+    weights = config.weight_curriculum
+    by_label = config.teacher_wrong == "down_weight" or (weights is not None and weights.per_sample == "correctness")
+    if is_plain and not by_label and config.loss is None and config.temperature_curriculum is None:
         return None
     return (
         f"The {cache.of.top_k} largest of {cache.of.num_classes} logits are kept and the rest spread evenly, which above T = 1 and "

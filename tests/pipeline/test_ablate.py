@@ -314,6 +314,7 @@ def test_nothing_is_finished_before_the_first_run(tiny_recipe: Callable[..., Pat
             "is null",
         ),
         (["--set", "ablation.shift=[{source: 'npz:none.npz'}]"], "there is no such file"),
+        (["--set", "data.source='npz:none.npz'", "--dry-run"], "there is no such file"),
         (["--processes", "0"], "'--processes'"),
         (["--export", "nowhere/a.json"], "--export nowhere/a.json: there is no folder nowhere"),
     ],

@@ -209,21 +209,35 @@ def test_what_weakens_the_verdicts_is_said_below_them() -> None:
 def test_who_adds_seeds_and_looks_again_is_told_what_it_costs() -> None:
     (again,) = doubts(document(looks=[3, 5]))
 
-    assert again.startswith("Judged before, after 3 seeds: by adding seeds until there is a verdict")
+    assert again.startswith("Judged before, after 3 seeds: who chooses the number of seeds by the verdict")
     assert doubts(document(looks=[5])) == []
 
 
 def test_a_look_is_one_of_the_same_question(tmp_path: Path) -> None:
     path = tmp_path / "ablation.json"
-    other = {"distill": {"train": {"epochs": 7}, "rounds": 1}}
+    asked = {"seed": 0, "data": {"source": "digits"}, "teacher": {}, **document()["recipe"]}
+    other = {**asked, "distill": {"train": {"epochs": 7}, "rounds": 1}}
 
-    assert looks_of(path, document()) == [5]
-    write_json(path, document(seeds=[1, 2, 3]))
-    assert looks_of(path, document()) == [3, 5]
-    assert looks_of(path, document(recipe=other)) == [5]
-    write_json(path, document(looks=[3, 5]))
-    assert looks_of(path, document(seeds=list(range(1, 8)))) == [3, 5, 7]
-    assert looks_of(path, document()) == [3, 5]
+    def document_of(num_seeds: int, **changes: Any) -> dict[str, Any]:
+        return document(seeds=list(range(1, num_seeds + 1)), **{"recipe": asked, **changes})
+
+    assert looks_of(path, document_of(5)) == [5]
+    write_json(path, document_of(3))
+    assert looks_of(path, document_of(5)) == [3, 5]
+    assert looks_of(path, document_of(5, recipe=other)) == [5]
+    write_json(path, document_of(5, looks=[3, 5]))
+    assert looks_of(path, document_of(7)) == [3, 5, 7]
+    assert looks_of(path, document_of(5)) == [3, 5]
+    assert looks_of(path, document_of(3)) == [5, 3]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"x": 1}', '{"looks": null, "recipe": {}, "seeds": 3}'])
+def test_an_earlier_result_that_cannot_be_read_is_no_look(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ablation.json").write_text(text)
+
+    assert looks_of(
+        tmp_path / "ablation.json", document(recipe=dict.fromkeys(("seed", "data", "teacher", "distill")))
+    ) == [5]
 
 
 def test_a_student_of_few_labels_that_had_fewer_steps_is_told_apart() -> None:

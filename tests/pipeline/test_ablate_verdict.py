@@ -114,10 +114,9 @@ def test_two_seeds_decide_nothing_for_equal_differences_are_common_among_counts(
     assert found.seeds_needed is None or found.seeds_needed >= 3
 
 
-@pytest.mark.parametrize("num_arms", [1, 8])
-def test_on_a_small_test_set_equal_counts_are_no_proof(num_arms: int) -> None:
+def test_on_a_small_test_set_equal_counts_are_no_proof() -> None:
     """Three seeds, a hundred test images, arms that are all the baseline again: differences of whole images are often equal."""
-    images = np.random.default_rng(num_arms).normal(0, 1, (1500, num_arms, 3)).round() / 100
+    images = np.random.default_rng(8).normal(0, 1, (1500, 8, 3)).round() / 100
 
     wrong = sum(
         any(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.artifacts import PreparedData
-from pipeline.learning.curriculum.samples import SampleCurriculum, as_long_as_all
+from pipeline.learning.curriculum.samples import as_long_as_all, check_fills_a_batch
 from pipeline.learning.data import Batch, Data, batch_slices
 from pipeline.learning.passes import Teacher, pass_batches, plan_passes
 from pipeline.learning.views import view_seeds
@@ -47,7 +47,7 @@ def batches_of(data: Data, teacher: Teacher, shown: torch.Tensor, epoch: int = 0
 
 
 SIZES = st.integers(2, 400).flatmap(
-    lambda n: st.integers(2, n).flatmap(lambda shown: st.tuples(st.just(n), st.just(shown), st.integers(2, shown)))
+    lambda n: st.integers(2, n).flatmap(lambda shown: st.tuples(st.just(n), st.just(shown), st.integers(1, shown)))
 )
 
 
@@ -66,16 +66,20 @@ def test_what_is_shown_comes_equally_often_but_for_once_in_as_many_steps_as_all_
     assert max(counts.values()) - min(counts.values()) <= 1
     assert num_samples - counts.total() in (0, 1)
     for one in passes:
-        assert len(set(one.tolist())) == len(one) > 1  # BatchNorm cannot train on one sample
+        assert len(set(one.tolist())) == len(one) > min(batch_size - 1, 1)  # BatchNorm cannot train on one sample
     steps = sum(len(batch_slices(len(one), batch_size)) for one in passes)
     assert steps == len(batch_slices(num_samples, batch_size))
 
 
-def test_a_share_that_fills_no_batch_is_refused(data: Data) -> None:
-    config = CurriculumConfig(start_fraction=0.2, epoch_length="all")
+def test_a_share_that_fills_no_batch_is_refused() -> None:
+    few = CurriculumConfig(start_fraction=0.2, epoch_length="all")
+    replayed = CurriculumConfig(pacing="replay", fractions=(1.0, 0.2), epoch_length="all")
 
-    with pytest.raises(RecipeError, match=r"shows 14 of 70 samples again and again, which is less than a batch of 16"):
-        SampleCurriculum(config, data, torch.nn.Flatten(), seed=0, batch_size=16)
+    with pytest.raises(RecipeError, match=r"shows 14 of 70 samples .* less than a batch of 16.*Raise start_fraction"):
+        check_fills_a_batch(few, 70, 16)
+    with pytest.raises(RecipeError, match=r"Raise fractions"):
+        check_fills_a_batch(replayed, 70, 16)
+    check_fills_a_batch(few, 70, 14)
 
 
 def test_which_samples_fill_the_epoch_up_changes_from_epoch_to_epoch() -> None:

@@ -104,6 +104,7 @@ def distilled(
         ({}, "online", "views: null"),
         ({"views": 2}, "cached", "2 views for 10 epochs"),
         ({"views": 10}, "online", "a cache would save no pass"),
+        ({"views": 10, "rounds": 2}, "cached", "10 views for 2 rounds of 10 epochs"),
         ({"views": 2, "teacher_forward": "online"}, "online", "the recipe says so"),
         ({"teacher_forward": "cached"}, "cached", "the recipe says so"),
         ({"views": 2, "kd_weight": 0}, "online", "no loss asks the teacher"),
@@ -419,6 +420,8 @@ def test_a_student_that_was_not_trained_here_has_no_last_epoch(
         ({"losses": [{"name": "dist", "temperature": 1.0}]}, True),
         ({"temperature": 1.0, "temperature_curriculum": {"end": 2.0}}, True),
         ({"loss": "python:a:b"}, True),
+        ({"temperature": 1.0, "teacher_wrong": "down_weight"}, True),
+        ({"temperature": 1.0, "weight_curriculum": {"per_sample": "correctness"}}, True),
     ],
 )
 def test_a_loss_that_looks_at_logits_that_are_not_kept_is_warned_of(change: dict[str, Any], is_warned_of: bool) -> None:
@@ -445,17 +448,23 @@ def test_a_loss_that_looks_at_logits_that_are_not_kept_is_warned_of(change: dict
         (1, 3, {}, "1 view for 3 epochs: each is shown 3 times, and no time is saved by it, as no cache is read"),
         (4, 10, {}, "4 views for 10 epochs: each is shown 2.5 times"),
         (4, 4, {"rounds": 3}, "4 views for 3 rounds of 4 epochs: each is shown 3 times"),
-        (12, 4, {"rounds": 3}, None),
-        (4, 4, {"curriculum": AGAIN}, "4 views for 4 epochs that show a sample 2 times: each is shown 2 times"),
+        (12, 4, {"rounds": 3}, "4 views for 3 rounds of 4 epochs: each is shown 3 times"),
+        (
+            4,
+            4,
+            {"curriculum": AGAIN},
+            "4 views for 4 epochs that show a sample up to 2 times: each is shown up to 2 times",
+        ),
         (8, 4, {"curriculum": AGAIN}, None),
     ],
 )
 def test_few_views_are_warned_of_by_their_number(
     views: int | None, epochs: int, more: dict[str, Any], expected: str | None
 ) -> None:
-    config = DistillConfig(model="m", train=TrainConfig(epochs=epochs), **more)
+    config = DistillConfig(model="m", train=TrainConfig(epochs=epochs), views=views, teacher_forward="online", **more)
+    shown = None if config.num_views is None else view_seeds(0, config.num_views)
 
-    warning = distill_stage.few_views(config, None if views is None else view_seeds(0, views), None)
+    warning = distill_stage.few_views(config, shown, None)
 
     assert (warning is None) is (expected is None)
     assert (expected or "") in (warning or "")

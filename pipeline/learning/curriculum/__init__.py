@@ -7,11 +7,12 @@ standard data at full budget a random order with the same pacing does as well as
 
 from pipeline.learning.curriculum.difficulty import difficulty
 from pipeline.learning.curriculum.pacing import adaptive_fraction, pacing_fraction
-from pipeline.learning.curriculum.samples import SampleCurriculum, first_samples, shown_samples
+from pipeline.learning.curriculum.samples import SampleCurriculum, check_fills_a_batch, first_samples, shown_samples
 
 __all__ = [
     "SampleCurriculum",
     "adaptive_fraction",
+    "check_fills_a_batch",
     "difficulty",
     "first_samples",
     "pacing_fraction",

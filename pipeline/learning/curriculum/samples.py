@@ -29,7 +29,6 @@ class SampleCurriculum(nn.Module):
 
     def __init__(self, config: CurriculumConfig, data: Data, teacher: nn.Module, *, seed: int, batch_size: int) -> None:
         super().__init__()
-        _check_fills_a_batch(config, data.num_train, batch_size)
         self._config, self._data, self._seed, self._batch_size = config, data, seed, batch_size
         self._teacher_NK, self._labels_N = soft_labels(teacher, data, "train")
         self.history = ScoreHistory(data.num_train) if config.difficulty in OF_HISTORY else None
@@ -98,7 +97,7 @@ def as_long_as_all(shown: Tensor, num_samples: int, batch_size: int, *, seed: in
     images as a training without one, in as many steps.
 
     A pass shows a position once at most, and all but the last are of whole batches, so that no pass ends in a smaller one. A rest of
-    one sample is left out: BatchNorm cannot train on it. `shown` must fill a batch.
+    one sample is left out of batches of more: BatchNorm cannot train on it. `shown` must fill a batch.
     """
     if len(shown) == num_samples:
         return (shown,)
@@ -106,15 +105,18 @@ def as_long_as_all(shown: Tensor, num_samples: int, batch_size: int, *, seed: in
     length = len(shown) // batch_size * batch_size
     starts = range(0, num_samples, length)
     passes = [torch.arange(start, min(start + length, num_samples), device=shown.device) for start in starts]
-    return tuple(order_N[positions % len(shown)] for positions in passes if len(positions) > 1)
+    return tuple(order_N[positions % len(shown)] for positions in passes if len(positions) > min(batch_size - 1, 1))
 
 
-def _check_fills_a_batch(config: CurriculumConfig, num_train: int, batch_size: int) -> None:
+def check_fills_a_batch(config: CurriculumConfig, num_train: int, batch_size: int) -> None:
+    """Raise RecipeError where an epoch as long as all the data would come round to what it shows within a batch."""
     least = config.least_fraction
     num_shown = max(1, round(least * num_train))
     if config.epoch_length == "all" and num_shown < min(batch_size, num_train):
+        key = "fractions" if config.pacing == "replay" else "start_fraction"
         raise RecipeError(
             f"distill.curriculum.epoch_length: all shows {num_shown:,} of {num_train:,} samples again and again, which is less than a "
-            f"batch of {batch_size}: such an epoch has more steps than one of all the data. Raise start_fraction, or lower "
+            f"batch of {batch_size}: such an epoch has more steps than one of all the data. Raise "
+            f"{key}, or lower "
             "train.batch_size."
         )
