@@ -178,7 +178,7 @@ def test_a_command_line_that_cannot_be_read_ends_with_2_in_one_line(
         (["--set", "teacher.checkpoint=none.safetensors"], "checkpoint none.safetensors: there is no such file"),
         (["--set", "teacher.model=resnet21"], "resnet21"),
         (["--set", "teacher.args={width: [1]}"], "width"),
-        (["--set", "distill.loss='python:os:getcwd'"], "--allow-code"),
+        (["--set", "distill.loss='python:os:getcwd'", "--set", "distill.kd_weight=0.5"], "--allow-code"),
     ],
 )
 def test_a_recipe_that_cannot_be_run_is_refused_with_what_to_do(
