@@ -23,9 +23,8 @@ ALPHA = 0.05
 NEGLIGIBLE = 0.005  # half a point of accuracy: gains below it are within seed noise or selection in published logs
 MAX_SEEDS = 1000
 MIN_SEEDS = 3  # accuracies are counts: of two seeds the differences are often equal, and equal ones look as if they had no spread
-SD_OF_A_STEP = (
-    12**-0.5
-)  # of what is even within one step of a count: a spread below it is not seen, and taken to be there
+# Of what lies evenly within one step of a count: a spread below it is not seen, and taken to be there.
+SD_OF_A_STEP = 12**-0.5
 
 
 @dataclass(frozen=True, kw_only=True)

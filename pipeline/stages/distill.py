@@ -146,9 +146,8 @@ def _rounds(job: _Job, student: nn.Module) -> tuple[list[dict[str, Any]], dict[s
     the best, and the end of the last training."""
     config, data = job.config, job.data
     model = load_trained(job.teacher, data, allow_code=job.how.allow_code)
-    tutor = _Tutor(
-        model, TEACHER, from_first(validation_top1(model, data))
-    )  # near a tie, processes may count otherwise
+    # What is decided by an accuracy is decided by the first process for all: near a tie, another may count otherwise.
+    tutor = _Tutor(model, TEACHER, from_first(validation_top1(model, data)))
     rounds: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
     best_weights: dict[str, torch.Tensor] = {}

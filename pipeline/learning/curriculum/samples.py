@@ -116,7 +116,6 @@ def check_fills_a_batch(config: CurriculumConfig, num_train: int, batch_size: in
         key = "fractions" if config.pacing == "replay" else "start_fraction"
         raise RecipeError(
             f"distill.curriculum.epoch_length: all shows {num_shown:,} of {num_train:,} samples again and again, which is less than a "
-            f"batch of {batch_size}: such an epoch has more steps than one of all the data. Raise "
-            f"{key}, or lower "
-            "train.batch_size."
+            f"batch of {batch_size}: such an epoch has more steps than one of all the data. Raise {key}, or "
+            "lower train.batch_size."
         )
