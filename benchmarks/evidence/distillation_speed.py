@@ -4,7 +4,8 @@
 
 Both are given the same images, the same teacher, the same first weights of the student, T and the share of the labels. Asked is the
 time to the accuracy that the published loop has after its last epoch, within MARGIN, from the start of the process: what the
-teacher is asked, and the validation of every epoch, are in it; the training of the teacher is in nobody's time. Ours is
+teacher is asked, and the validation of every epoch, are in it; the training of the teacher is in nobody's time. Ours is charged
+with checkpoints and with its two validations of the teacher and one more of the student beside, the published loop is not. Ours is
 recipes/distillation_speed.yaml, and once more with the published batch size, schedule and number of epochs. Images a second come
 from short blocks of both in turn. What was measured is kept and not repeated; `--show FILE` prints the tables of a stored result.
 """
@@ -14,11 +15,12 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,14 @@ import numpy as np
 from benchmarks.device.environment import environment
 from benchmarks.evidence.distillation_speed_table import AS_PUBLISHED, OURS, THEIRS, text
 from benchmarks.evidence.script import newest_stage, parse_out_or_show
-from benchmarks.peers.distillation_protocol import BATCH_SIZE, LR, milestones
+from benchmarks.peers.distillation_protocol import BATCH_SIZE, GAMMA, LR, MOMENTUM, WEIGHT_DECAY, milestones
 from benchmarks.peers.kept import kept, sources
 from targets.base import read_json, sha256_file, write_json
 
 RECIPE = Path("recipes/distillation_speed.yaml")
 NETWORKS = "pipeline.learning.models.cifar:build_cifar_model"  # by name: nothing here imports pipeline
 RANGES = "edgestill."  # how the epoch loop names its parts to a profiler
+SPLITS = ("num_train", "num_validation", "num_test")
 BLOCK_IMAGES = 1280  # of the 48,000 that are left for training
 BLOCK_SHARE = BLOCK_IMAGES / 48_000
 BLOCK_STEPS, WARM_STEPS = BLOCK_IMAGES // BATCH_SIZE, 3
@@ -56,7 +59,7 @@ class Measurement:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
-        self._kept: Path = arguments.kept
+        self._kept: Path = arguments.kept / _digest8({"data": arguments.data, "seed": arguments.seed})
         self._kept.mkdir(parents=True, exist_ok=True)
         self._teacher: Path = arguments.teacher or self._kept / "teacher.safetensors"
         self._student = self._kept / "student.safetensors"  # what both begin with
@@ -77,7 +80,7 @@ class Measurement:
             "schema_version": 1,
             "utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": {key: machine[key] for key in ("cpu", "isa", "cpus_online", "kernel", "python")},
-            "data": {key: info[key] for key in ("source", "num_train", "num_validation", "num_test")},
+            "data": {"name": _data_name(info["source"]), **{key: info[key] for key in SPLITS}},
             "teacher_top1": self._teacher_top1,
             "workers": workers,
             "block": {"images": BLOCK_IMAGES, "warm_steps": WARM_STEPS},
@@ -89,7 +92,7 @@ class Measurement:
     def _prepare(self) -> None:
         """The data, the teacher, and the first weights of the student, each made once."""
         if not self._teacher.is_file():
-            self._pipeline("teacher", "runs", ["data.source=" + self._arguments.data])
+            self._pipeline("teacher", "runs", [f"data.source={self._arguments.data}", f"seed={self._arguments.seed}"])
             shutil.copyfile(self._stage("runs", "teacher") / "model.safetensors", self._teacher)
         self._pipeline("teacher", "runs", self._given())
         self._data_dir = self._stage("runs", "data")
@@ -101,7 +104,7 @@ class Measurement:
     # --- the published loop ---
 
     def _count_workers(self) -> dict[str, Any]:
-        """The number of workers that the published loop is fastest with: seconds a step, the best of two tries each."""
+        """Workers of the published loop, none or two, whichever is faster: seconds a step, the best of two tries each."""
         seconds: dict[str, list[float]] = {"0": [], "2": []}
         for _ in range(2):
             for workers, found in seconds.items():
@@ -116,8 +119,9 @@ class Measurement:
     def _theirs(self, workers: int) -> dict[str, Any]:
         """The curve of the published loop, and the test accuracy of its last epoch."""
         epochs = ["--epochs", str(self._arguments.epochs), "--workers", str(workers)]
-        found = self._loop(self._data_dir, *epochs, name="torchdistill")
-        return {**found, "top1_test": self._score(self._kept / "torchdistill.safetensors")}
+        name = f"torchdistill-{_digest8(self._key())}"  # its checkpoint is of no other measurement
+        found = self._loop(self._data_dir, *epochs, name=name)
+        return {**found, "top1_test": self._score(self._kept / f"{name}.safetensors")}
 
     def _score(self, weights: Path) -> float:
         return float(self._loop(self._data_dir, "--score", str(weights))["top1_test"])
@@ -156,8 +160,9 @@ class Measurement:
         """Batch size, rate, schedule and epochs of the published loop."""
         epochs = self._arguments.epochs
         train = {"batch_size": BATCH_SIZE, "lr": LR, "schedule": "step", "milestones": milestones(epochs)}
-        train |= {"warmup_epochs": 0, "nesterov": "false", "epochs": epochs}
-        return [f"distill.train.{key}={value}" for key, value in train.items()]
+        train |= {"warmup_epochs": 0, "nesterov": "false", "epochs": epochs, "gamma": GAMMA}
+        train |= {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
+        return ["distill.teacher_forward=cached", *(f"distill.train.{key}={value}" for key, value in train.items())]
 
     def _round(self, workers: int) -> dict[str, Any]:
         """Images a second of both arms on a few images, one after the other: the teacher's forward pass and the student's steps
@@ -207,10 +212,22 @@ class Measurement:
 
     def _once(self, name: str, make: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:
         """What is kept under the same sources, recipe, teacher and arguments; else measured."""
+        print(f"{name}", file=sys.stderr, flush=True)
+        return kept(self._kept / "done" / f"{name}.json", {**self._key(), **key}, make)
+
+    def _key(self) -> dict[str, str]:
         of = {name: str(getattr(self._arguments, name)) for name in ("data", "seed", "epochs")}
         of |= {"teacher": sha256_file(self._teacher), "recipe": hashlib.sha256(RECIPE.read_bytes()).hexdigest()}
-        print(f"{name}", file=sys.stderr, flush=True)
-        return kept(self._kept / "done" / f"{name}.json", {**of, **sources(), **key}, make)
+        return {**of, **sources()}
+
+
+def _digest8(of: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _data_name(source: str) -> str:
+    """`npz:some/cifar10.npz` and `torchvision:CIFAR10` by the name alone."""
+    return Path(source.partition(":")[2]).stem
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

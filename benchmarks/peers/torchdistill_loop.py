@@ -4,7 +4,7 @@
         --student-weights FILE --epochs E --out FILE.json
 
 Nothing of torchdistill is changed but the device. Its calls stand in the order of its own example for image classification: the
-teacher is asked in every step, images are decoded, cropped and flipped one by one with torchvision by a DataLoader, and after each
+teacher is asked in every step, images are cropped and flipped one by one with torchvision by a DataLoader, and after each
 epoch the student is validated. The protocol is that of Tian et al. (2020) with its milestones scaled to E epochs. Beside it
 stand a clock, and a checkpoint an epoch that the clock does not count, with which a killed run goes on.
 
@@ -276,9 +276,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=PUBLISHED_EPOCHS)
     parser.add_argument("--steps", type=int, help="time so many steps, and no more")
     parser.add_argument("--score", type=Path, help="a student's weights: their top-1 on the test split, and no more")
-    parser.add_argument(
-        "--workers", type=int, default=2, help="processes that decode and augment; 0: the loop itself does"
-    )
+    parser.add_argument("--workers", type=int, default=2, help="processes that augment; 0: the loop itself does")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--begun-s", type=float, help="when the process was started, seconds of the epoch")
     parser.add_argument("--out", type=Path, required=True)

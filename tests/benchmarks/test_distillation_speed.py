@@ -14,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from benchmarks.evidence.distillation_speed_table import AS_PUBLISHED, OURS, THEIRS, parts, rate, reached, text, times
+from benchmarks.evidence.distillation_speed_table import (
+    AS_PUBLISHED,
+    OURS,
+    THEIRS,
+    parts,
+    rate,
+    reached,
+    text,
+    times,
+    whole_s,
+)
 from benchmarks.peers import torchdistill_loop as loop
 from benchmarks.peers.distillation_protocol import milestones
 from pipeline.learning.losses import kd_loss
@@ -48,7 +58,7 @@ def document() -> dict[str, Any]:
     return {
         "utc": "2026-01-01T00:00:00+00:00",
         "machine": {"cpu": "a cpu", "cpus_online": "0-1"},
-        "data": {"source": "npz:x", "num_train": 500, "num_validation": 100, "num_test": 100},
+        "data": {"name": "x", "num_train": 500, "num_validation": 100, "num_test": 100},
         "teacher_top1": 0.6,
         "workers": {"workers": 2, "step_s": {"0": [2.0, 1.5], "2": [1.0, 1.1]}},
         "block": {"images": 1280, "warm_steps": 3},
@@ -72,11 +82,14 @@ def test_the_time_is_that_from_the_start_of_the_process_to_the_first_epoch_that_
     assert reached(arm, 0.91) is None
 
 
-def test_the_published_loop_is_judged_by_its_last_epoch_and_ours_by_the_first_within_the_margin() -> None:
-    found = times(document()["arms"])
+def test_all_are_held_to_the_last_epoch_of_the_published_loop_within_the_margin_and_that_loop_too() -> None:
+    arms = document()["arms"]
 
+    found = times(arms)
+
+    assert whole_s(arms[THEIRS]) == 305.0
     assert found[THEIRS] is not None
-    assert (found[THEIRS].epoch, found[THEIRS].seconds) == (3, 305.0)  # not by its best epoch, the second
+    assert (found[THEIRS].epoch, found[THEIRS].seconds) == (2, 205.0)  # 0.55 is more than 0.5, with which it ends
     assert found[OURS] is not None
     assert (found[OURS].epoch, found[OURS].seconds) == (2, 26.0)
     assert found[AS_PUBLISHED] is None  # 0.3 points short
@@ -106,8 +119,9 @@ def test_the_parts_are_the_whole_of_our_time() -> None:
 def test_the_tables_say_how_many_times_as_fast_and_where_the_accuracy_was_not_reached() -> None:
     printed = text(document())
 
-    assert f"| {OURS} | 2 | 49.80 | 50.00 | 26 s, epoch 2 | 11.7 |" in printed
-    assert f"| {AS_PUBLISHED} | 3 | 49.70 | 50.00 | never |  |" in printed
+    assert f"| {OURS} | 2 | 49.80 | 50.00 | 26 s, epoch 2 | 11.7 | 7.9 |" in printed
+    assert f"| {AS_PUBLISHED} | 3 | 49.70 | 50.00 | never |  |  |" in printed
+    assert f"| {THEIRS} | 3 | 50.00 | 50.00 | 205 s, epoch 2 | 1.5 | 1.0 |" in printed
     assert "| ours, the student's steps alone | 300 | 6.00 |" in printed
     assert "| ours, a view of its own every epoch | 120 | 2.40 |" in printed
 
