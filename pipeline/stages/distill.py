@@ -33,7 +33,7 @@ from pipeline.learning.label_cache import LabelCache
 from pipeline.learning.losses.features import FeatureLoss
 from pipeline.learning.models import as_named, count_parameters, save_weights
 from pipeline.learning.own_code import called, own_factory
-from pipeline.learning.soft_labels import cache_soft_labels, labels_of, soft_labels, validation_top1
+from pipeline.learning.soft_labels import cache_soft_labels, labels_of, soft_labels, top1, validation_top1
 from pipeline.learning.teachers import TeacherTrajectory
 from pipeline.learning.trained import load_trained, new_model, open_data, save_trained
 from pipeline.learning.training import Trained, train
@@ -133,12 +133,25 @@ class _Job:
 
 
 @dataclass(frozen=True)
+class _Answers:
+    """What a model says on the validation split: class ids (N,) beside the labels (N,), and its top-1."""
+
+    says_N: torch.Tensor
+    labels_N: torch.Tensor
+    top1: float
+
+
+@dataclass(frozen=True)
 class _Tutor:
-    """Who gives the soft labels of a round."""
+    """Who gives the soft labels of a round. Its answers are None where the recipe keeps no validation split."""
 
     model: nn.Module
     name: str
-    top1: float | None
+    answers: _Answers | None
+
+    @property
+    def top1(self) -> float | None:
+        return None if self.answers is None else self.answers.top1
 
 
 def _rounds(job: _Job, student: nn.Module) -> tuple[list[dict[str, Any]], dict[str, Any], Trained]:
@@ -146,20 +159,20 @@ def _rounds(job: _Job, student: nn.Module) -> tuple[list[dict[str, Any]], dict[s
     the best, and the end of the last training."""
     config, data = job.config, job.data
     model = load_trained(job.teacher, data, allow_code=job.how.allow_code)
-    # What is decided by an accuracy is decided by the first process for all: near a tie, another may count otherwise.
-    tutor = _Tutor(model, TEACHER, from_first(validation_top1(model, data)))
+    tutor = _Tutor(model, TEACHER, _answers(model, data))
     rounds: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
     best_weights: dict[str, torch.Tensor] = {}
     for number in range(1, config.rounds + 1):
         trained, told = _round(job, student, tutor, number)
-        student_top1 = from_first(validation_top1(student, data))
+        answers = _answers(student, data)
+        student_top1 = None if answers is None else answers.top1
         rounds.append(
             {
                 "round": number,
                 "soft_labels_from": tutor.name,
                 "validation_top1": student_top1,
-                "teacher_wrong": _where_teacher_wrong(config, tutor.model, student, data),
+                "teacher_wrong": _where_teacher_wrong(config, tutor.answers, answers),
                 **told,
             }
         )
@@ -167,7 +180,7 @@ def _rounds(job: _Job, student: nn.Module) -> tuple[list[dict[str, Any]], dict[s
             best, best_weights = rounds[-1], trained.best
         else:
             student.load_state_dict(best_weights)
-        if student_top1 is None or tutor.top1 is None:
+        if student_top1 is None or tutor.top1 is None:  # both, as there is no validation split
             break
         if config.target_top1 is not None and student_top1 >= config.target_top1:
             met = f"{student_top1:.2%} on validation meets the target of {config.target_top1:.2%}"
@@ -175,7 +188,7 @@ def _rounds(job: _Job, student: nn.Module) -> tuple[list[dict[str, Any]], dict[s
             break
         if student_top1 > tutor.top1:
             copied = _frozen_copy(student, config, data, job.how.allow_code)
-            tutor = _Tutor(copied, f"student of round {number}", student_top1)
+            tutor = _Tutor(copied, f"student of round {number}", answers)
     return rounds, best, trained
 
 
@@ -332,14 +345,21 @@ def _features(config: DistillConfig, data: Data, student: nn.Module, teacher: nn
     ]
 
 
-def _where_teacher_wrong(config: DistillConfig, teacher: nn.Module, student: nn.Module, data: Data) -> dict[str, Any]:
-    """What was done about it, and what the student says on validation where its teacher errs; counts None without one."""
+def _answers(model: nn.Module, data: Data) -> _Answers | None:
+    """None where the recipe keeps no validation split."""
     if not data.num_validation:
+        return None
+    logits_NK, labels_N = soft_labels(model, data, "validation")
+    # What is decided by an accuracy is decided by the first process for all: near a tie, another may count otherwise.
+    return _Answers(logits_NK.argmax(1).cpu(), labels_N.cpu(), from_first(top1(logits_NK, labels_N)))
+
+
+def _where_teacher_wrong(config: DistillConfig, teacher: _Answers | None, student: _Answers | None) -> dict[str, Any]:
+    """What was done about it, and what the student says on validation where its teacher errs; counts None without one."""
+    if teacher is None or student is None:
         return {"choice": config.teacher_wrong, "num_validation": 0, "on_validation": None}
-    (teacher_NK, labels_N), (student_NK, _) = (soft_labels(model, data, "validation") for model in (teacher, student))
-    teacher_N, student_N = (logits_NK.argmax(1).cpu().numpy() for logits_NK in (teacher_NK, student_NK))
-    counts = where_teacher_errs(teacher_N, student_N, labels_N.cpu().numpy())
-    return {"choice": config.teacher_wrong, "num_validation": data.num_validation, "on_validation": counts}
+    counts = where_teacher_errs(teacher.says_N.numpy(), student.says_N.numpy(), teacher.labels_N.numpy())
+    return {"choice": config.teacher_wrong, "num_validation": len(teacher.labels_N), "on_validation": counts}
 
 
 def _refuse_smaller(assistant: str, num_assistant: int, student: str, num_student: int) -> None:

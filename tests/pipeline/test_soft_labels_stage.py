@@ -312,11 +312,11 @@ def test_a_later_rounds_teacher_is_asked_once_a_view_and_a_killed_stage_asks_nob
         whom.add(weights_digest(model))
         return ask(model, data, view_seed, bf16=bf16)
 
-    def scored(model: nn.Module, data: Any) -> float:
+    def scored(logits_NK: Tensor, labels_N: Tensor) -> float:
         return next(scores)
 
     monkeypatch.setattr(asking, "view_logits", noted)
-    monkeypatch.setattr(distill_stage, "validation_top1", scored)
+    monkeypatch.setattr(distill_stage, "top1", scored)
     config = DistillConfig(**NET, train=TRAIN, **CACHED, rounds=3)
 
     scores = iter([0.1, 0.2, 0.1, 0.1])  # the teacher, then three rounds: the student of the first teaches the others
@@ -357,7 +357,7 @@ def test_the_best_round_ships_and_a_later_one_goes_on_from_it(
 
     scores = iter([0.9, *top1])
     monkeypatch.setattr(distill_stage, "train", noted)
-    monkeypatch.setattr(distill_stage, "validation_top1", lambda model, data: next(scores))
+    monkeypatch.setattr(distill_stage, "top1", lambda logits_NK, labels_N: next(scores))
 
     told = distilled(DistillConfig(**NET, train=TRAIN, rounds=3), data, teacher, tmp_path)
 

@@ -134,9 +134,9 @@ def fake_training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
     return fake
 
 
-def with_scores(monkeypatch: pytest.MonkeyPatch, module: Any, scores: Sequence[float]) -> None:
+def with_scores(monkeypatch: pytest.MonkeyPatch, scores: Sequence[float]) -> None:
     remaining: Iterator[float] = iter(scores)
-    monkeypatch.setattr(module, "validation_top1", lambda model, data: next(remaining))
+    monkeypatch.setattr(distill_stage, "top1", lambda logits_NK, labels_N: next(remaining))
 
 
 def rounds_of(directory: Path) -> list[tuple[str, float]]:
@@ -153,7 +153,7 @@ def test_rounds_end_when_the_target_is_met(
     fake_training: FakeTraining,
     listening: Any,
 ) -> None:
-    with_scores(monkeypatch, distill_stage, [0.9, 0.5, 0.85, 0.99])
+    with_scores(monkeypatch, [0.9, 0.5, 0.85, 0.99])
     config = DistillConfig(**NET, rounds=5, target_top1=0.8)
 
     distill(config, data, teacher, tmp_path, How(progress=listening))
@@ -169,7 +169,7 @@ def test_soft_labels_come_from_the_best_model_so_far(
     monkeypatch: pytest.MonkeyPatch,
     fake_training: FakeTraining,
 ) -> None:
-    with_scores(monkeypatch, distill_stage, [0.6, 0.5, 0.7, 0.65, 0.8])  # the teacher, then four rounds
+    with_scores(monkeypatch, [0.6, 0.5, 0.7, 0.65, 0.8])  # the teacher, then four rounds
     opened = open_data(data)
 
     distill(DistillConfig(**NET, rounds=4), data, teacher, tmp_path, How(seed=3))
@@ -185,6 +185,31 @@ def test_soft_labels_come_from_the_best_model_so_far(
     assert fake_training.taught_by == pytest.approx([of_the_teacher, of_the_teacher, 2.0, 2.0])
     assert len(set(fake_training.seeds)) == 4
     assert mark_of(load_trained(TrainedModel(tmp_path, "", "distill"), opened, allow_code=False)) == 4.0
+
+
+def test_the_teacher_answers_the_validation_split_once_whatever_the_rounds(
+    data: PreparedData,
+    teacher: TrainedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_training: FakeTraining,
+) -> None:
+    answered: list[float] = []
+    ask = distill_stage.soft_labels
+
+    def noted(model: nn.Module, data: Any, split: str) -> Any:
+        answered.append(mark_of(model))
+        return ask(model, data, split)
+
+    monkeypatch.setattr(distill_stage, "soft_labels", noted)
+    with_scores(monkeypatch, [0.6, 0.5, 0.7, 0.8])
+
+    distill(DistillConfig(**NET, rounds=3), data, teacher, tmp_path, How())
+
+    of_the_teacher = mark_of(load_trained(teacher, open_data(data), allow_code=False))
+    assert answered == pytest.approx([of_the_teacher, 1.0, 2.0, 3.0])
+    for told in read_json(tmp_path / "distill.json")["rounds"]:
+        assert told["teacher_wrong"]["num_validation"] == open_data(data).num_validation
 
 
 def test_without_weight_on_soft_labels_no_teacher_is_asked(

@@ -106,7 +106,7 @@ def test_a_distillation_holds_as_much_in_its_sixth_round_as_in_its_third(
     prepared: PreparedData, built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     scores = iter([number / 10 for number in range(8)])  # each student beats its teacher, and teaches the next round
-    monkeypatch.setattr(distill_stage, "validation_top1", lambda model, data: next(scores))
+    monkeypatch.setattr(distill_stage, "top1", lambda logits_NK, labels_N: next(scores))
     progress = Counts("distill round")
     config = DistillConfig(**NET, train={"epochs": 1, "batch_size": 512, "precision": "fp32"}, rounds=6, **change)
     teacher = TrainedModel(built.stage("teacher"), "", "teacher")
