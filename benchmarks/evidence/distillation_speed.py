@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,7 @@ class Measurement:
     def _key(self) -> dict[str, str]:
         of = {name: str(getattr(self._arguments, name)) for name in ("data", "seed", "epochs")}
         of |= {"teacher": sha256_file(self._teacher), "recipe": hashlib.sha256(RECIPE.read_bytes()).hexdigest()}
-        return {**of, **sources()}
+        return {**of, **sources(), **{name: version(name) for name in ("torchdistill", "torchvision")}}
 
 
 def _digest8(of: Mapping[str, Any]) -> str:

@@ -104,7 +104,7 @@ def _times_table(document: Mapping[str, Any]) -> list[str]:
     all_s = whole_s(arms[THEIRS])
     lines = [
         "| | epochs | validation top-1, last epoch | test top-1, last epoch | as accurate as torchdistill's last epoch after "
-        "| times as fast as all its epochs | as its first so accurate |",
+        "| times as fast as its whole training | as its first epoch that is so accurate |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, arm in arms.items():

@@ -12,7 +12,7 @@ from targets.base import read_json, write_json
 from targets.errors import IntegrityError
 
 ROOT = Path(__file__).parents[2]
-DECIDING = ("onnxruntime", "openvino", "nncf", "torch", "torchvision", "torchdistill", "numpy")
+DECIDING = ("onnxruntime", "openvino", "nncf", "torch", "numpy")
 
 
 def kept(path: Path, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

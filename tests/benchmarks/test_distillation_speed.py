@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from benchmarks.evidence import distillation_speed as speed
+from benchmarks.evidence.distillation_speed import Measurement
 from benchmarks.evidence.distillation_speed_table import (
     AS_PUBLISHED,
     OURS,
@@ -124,6 +126,32 @@ def test_the_tables_say_how_many_times_as_fast_and_where_the_accuracy_was_not_re
     assert f"| {THEIRS} | 3 | 50.00 | 50.00 | 205 s, epoch 2 | 1.5 | 1.0 |" in printed
     assert "| ours, the student's steps alone | 300 | 6.00 |" in printed
     assert "| ours, a view of its own every epoch | 120 | 2.40 |" in printed
+
+
+def test_a_measurement_of_other_epochs_does_not_go_on_from_the_checkpoint_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "teacher.safetensors").write_bytes(b"weights")
+    names: list[str] = []
+
+    def loop_of(self: Measurement, data_dir: Path, *options: str, name: str = "loop") -> dict[str, Any]:
+        names.append(name)
+        return {"top1_test": 0.5}
+
+    monkeypatch.setattr(Measurement, "_loop", loop_of)
+    for epochs in (12, 6, 12):
+        given = ["--data", "npz:x.npz", "--out", "x.json", "--epochs", str(epochs), "--kept", str(tmp_path)]
+        measurement = Measurement(speed._arguments([*given, "--teacher", str(tmp_path / "teacher.safetensors")]))
+        measurement._data_dir = tmp_path
+        measurement._theirs(0)
+
+    of_twelve, of_six, of_twelve_again = (name for name in names if name != "loop")
+    assert of_twelve == of_twelve_again != of_six
+
+
+@pytest.mark.parametrize("source", ["npz:/home/someone/cifar10.npz", "npz:cifar10.npz", "torchvision:cifar10"])
+def test_data_are_named_without_the_path_where_they_lie(source: str) -> None:
+    assert speed._data_name(source) == "cifar10"
 
 
 # --- the published loop ------------------------------------------------------------------------------------------------
