@@ -28,13 +28,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.device.environment import environment
+from benchmarks.evidence.distillation_speed import NETWORKS, RECIPE
 from benchmarks.evidence.script import newest_stage, parse_out_or_show
 from targets.base import read_json, write_json
 
-RECIPE = Path("recipes/distillation_speed.yaml")
-NETWORKS = "pipeline.learning.models.cifar:build_cifar_model"  # by name: nothing here imports pipeline
 TEACHER, STUDENT = "resnet32x4", "resnet8x4"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NUM_ALL, VALIDATION = 50_000, 0.004
 REPEATS = 5
 
@@ -65,7 +64,6 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         "torch": torch.__version__.partition("+")[0],
         "batch_size": arguments.batch_size,
-        "images": arguments.images,
         "flop_an_image": {"teacher": flop(TEACHER, trained=False), "student": flop(STUDENT, trained=True)},
         "rounds": rounds,
     }
@@ -76,8 +74,8 @@ def _round(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any
     for stage in ("soft_labels", "distill"):
         for left in runs.glob(f"{stage}-????????"):
             shutil.rmtree(left)
-    share = min(arguments.images / (NUM_ALL * (1 - VALIDATION)), 1.0)
-    given = [f"data.source={arguments.data}", f"data.train_share={share:.6f}", f"data.validation={VALIDATION}"]
+    train_share = min(arguments.images / (NUM_ALL * (1 - VALIDATION)), 1.0)
+    given = [f"data.source={arguments.data}", f"data.train_share={train_share:.6f}", f"data.validation={VALIDATION}"]
     given += [f"teacher.checkpoint={arguments.teacher}", "teacher.train=null"] if arguments.teacher else []
     given += ["distill.views=2", "distill.teacher_forward=cached", f"distill.train.batch_size={arguments.batch_size}"]
     given += ["distill.train.epochs=4", "distill.train.warmup_epochs=0"]
@@ -98,6 +96,7 @@ def _round(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any
     num_train = read_json(newest_stage(runs, "data") / "data.json")["num_train"]
     peaks = {precision: peak(device, DTYPES[precision]) for precision in {told["precision"], labels["precision"]}}
     return {
+        "num_train": num_train,
         "teacher": {
             "images_per_s": num_train / float(np.median(labels["seconds"])),
             "precision": labels["precision"],
@@ -153,8 +152,8 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
 
 def share(document: dict[str, Any], who: str) -> list[float]:
     """Of the peak that was measured beside it, a fraction a round."""
-    a_image = document["flop_an_image"][who]
-    return [one[who]["images_per_s"] * a_image / one[who]["peak_flop_per_s"] for one in document["rounds"]]
+    flop_an_image = document["flop_an_image"][who]
+    return [one[who]["images_per_s"] * flop_an_image / one[who]["peak_flop_per_s"] for one in document["rounds"]]
 
 
 def text(document: dict[str, Any]) -> str:
@@ -168,11 +167,18 @@ def text(document: dict[str, Any]) -> str:
     for who, what in (("teacher", f"{TEACHER}, forward"), ("student", f"{STUDENT}, training step")):
         of = [one[who] for one in document["rounds"]]
         speed, peak_s = (float(np.median([one[key] for one in of])) for key in ("images_per_s", "peak_flop_per_s"))
-        a_image = document["flop_an_image"][who] / 1e9
-        found = f"{of[0]['precision']} | {speed:,.0f} | {a_image:.2f} | {peak_s / 1e12:.3g} | {np.median(share(document, who)):.0%}"
+        gflop = document["flop_an_image"][who] / 1e9
+        found = f"{of[0]['precision']} | {speed:,.0f} | {gflop:.2f} | {peak_s / 1e12:.3g} | {np.median(share(document, who)):.0%}"
         lines.append(f"| {what} | {found} |")
-    note = f"Medians of {len(document['rounds'])} rounds of {document['images']:,} images, batches of {document['batch_size']}. "
-    return "\n".join([*lines, "", f"{note}torch {document['torch']}, {document['utc'][:10]}."])
+    rounds = document["rounds"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Medians of rounds ({len(rounds)}) of {rounds[0]['num_train']:,} images in batches of {document['batch_size']}. "
+            f"torch {document['torch']}, {document['utc'][:10]}.",
+        ]
+    )
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -45,8 +45,7 @@ def test_the_share_is_that_of_the_peak_beside_it_and_the_table_gives_medians() -
     document = {
         "machine": {"device": "a GPU"},
         "flop_an_image": {"teacher": 2e9, "student": 1e9},
-        "rounds": [{"teacher": told(*one), "student": told(*one)} for one in speeds],
-        "images": 1280,
+        "rounds": [{"num_train": 1280, "teacher": told(*one), "student": told(*one)} for one in speeds],
         "batch_size": 64,
         "torch": "2.0",
         "utc": "2026-01-01T00:00:00+00:00",
